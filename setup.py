@@ -1,0 +1,48 @@
+"""Builds the one extension, ``sparsereco._C``; everything else is in pyproject.toml.
+
+The CUDA kernels are built in where a CUDA build of torch meets a CUDA toolkit, or on demand with ``SPARSERECO_CUDA=1``
+(or torch's own ``FORCE_CUDA=1``); ``SPARSERECO_CUDA=0`` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+PYTHON_ABI = "cp310"  # one shared object serves this Python and every later one
+
+
+def with_cuda() -> bool:
+    """Whether to build the CUDA kernels: the user's word, else what is there."""
+    wish = os.environ.get("SPARSERECO_CUDA", os.environ.get("FORCE_CUDA"))
+    if wish is not None:
+        return wish == "1"
+    return CUDA_HOME is not None and torch.version.cuda is not None
+
+
+def extension() -> CppExtension | CUDAExtension:
+    cuda = with_cuda()
+    root = Path(__file__).parent
+    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", *(["csrc/cuda/*.cpp", "csrc/cuda/*.cu"] if cuda else [])]
+    sources = sorted(str(path.relative_to(root)) for pattern in patterns for path in root.glob(pattern))
+    return (CUDAExtension if cuda else CppExtension)(
+        "sparsereco._C",
+        sources,
+        depends=sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.h")),
+        define_macros=[("WITH_CUDA", None)] if cuda else [],
+        # at::parallel_for is a header: without -fopenmp it runs on one thread.
+        extra_compile_args={"cxx": ["-O3", "-g0", "-fopenmp"], "nvcc": ["-O3"]},
+        extra_link_args=["-fopenmp"],
+        py_limited_api=True,
+    )
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": PYTHON_ABI}},
+)

@@ -1,0 +1,109 @@
+"""Checkpoints: safetensors with one JSON string of metadata. Loaded strictly, verified by hash, never a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the shipped checkpoints."""
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one of another model; the message says what was expected and what came."""
+
+
+def save(path: str | Path, model: nn.Module, **info: Any) -> None:
+    """Writes weights and metadata; the file appears only when it is complete.
+
+    Args:
+        path: ends in ``.safetensors`` by convention.
+        model: has its frozen config dataclass as ``model.settings``.
+        info: training data, steps, metrics: anything that JSON can hold.
+    """
+    from sparsereco import __version__
+
+    metadata = {
+        "class": type(model).__name__,
+        "config": dataclasses.asdict(model.settings),  # type: ignore[call-overload]
+        "version": __version__,
+        **info,
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, part, metadata={"sparsereco": json.dumps(metadata)})
+    os.replace(part, path)
+
+
+def metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, no safetensors file, or not one of sparsereco.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist or is no file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("sparsereco")
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path} is no safetensors file: {error}") from error
+    if text is None:
+        raise CheckpointError(f"checkpoint {path} was not written by sparsereco: it has no 'sparsereco' metadata")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) -> Model:
+    """Builds the model that a checkpoint describes and fills it, in eval mode.
+
+    Raises:
+        CheckpointError: not a checkpoint, another class, an unknown or missing setting, or weights that do not match.
+    """
+    info = metadata(path)
+    if info["class"] != model_class.__name__:
+        raise CheckpointError(f"checkpoint {path} holds a {info['class']}, expected a {model_class.__name__}")
+    names = {field.name for field in dataclasses.fields(settings_class)}
+    if set(info["config"]) != names:
+        odd = sorted(set(info["config"]) ^ names)
+        raise CheckpointError(f"checkpoint {path} has other settings than {settings_class.__name__}: {', '.join(odd)}")
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in info["config"].items()}
+    model = model_class(settings_class(**settings))
+    try:
+        model.load_state_dict(load_file(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {path} does not fit {model_class.__name__}: {error}") from error
+    return model.eval()
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file, as recorded in the provenance of every output."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+
+
+def save_training(path: str | Path, **state: Any) -> None:
+    """Everything that a training needs to go on after a kill; replaced in one move."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_training(path: str | Path) -> dict[str, Any]:
+    """What `save_training` wrote; only tensors and plain values are accepted."""
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]

@@ -1,0 +1,187 @@
+"""What all command-line tools share: exit codes, one-line errors, options from dataclasses, progress.
+
+Light on purpose: a tool prints its help before torch, uproot or awkward are imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import signal
+import sys
+import traceback
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar, get_type_hints
+
+import jsonargparse
+
+from sparsereco import __version__
+from sparsereco.errors import InputError
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""The exit codes of every tool."""
+
+Settings = TypeVar("Settings")
+
+
+def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Runs a tool and turns its outcome into an exit code; a tool ends with ``sys.exit(main(run))``.
+
+    Args:
+        run: does the work, given the arguments.
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        0 done, 1 failed while running, 2 wrong usage, setting, file or branch, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in argv or "--verbose" in argv  # needed before, and if ever, the arguments are parsed
+    # A batch system ends a job with SIGTERM: it cleans up like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(argv)
+    except SystemExit as stop:  # --help and --version
+        return stop.code if isinstance(stop.code, int) else DONE
+    except KeyboardInterrupt:
+        _complain("interrupted", verbose)
+        return INTERRUPTED
+    except (InputError, ArgumentError) as error:
+        _complain(str(error), verbose)
+        return WRONG_INPUT
+    except Exception as error:  # the one place where nothing may pass
+        _complain(f"{type(error).__name__}: {error}" + ("" if verbose else " (-v shows where)"), verbose)
+        return FAILED
+    return DONE
+
+
+def _complain(message: str, verbose: bool) -> None:
+    """Writes one line to stderr, after the traceback where that is wanted."""
+    if verbose:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+
+
+def new_parser(description: str) -> jsonargparse.ArgumentParser:
+    """A parser with ``--version``, whose errors are raised and whose options may not be abbreviated.
+
+    The help of options that come from a dataclass is the docstring of the field.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sparsereco {__version__}")
+    return parser
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions and examples."""
+
+
+def add_verbosity(parser: jsonargparse.ArgumentParser) -> None:
+    """Adds ``-q`` and ``-v``."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but warnings and errors")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more; show tracebacks")
+
+
+def set_up_logging(quiet: bool, verbose: bool) -> logging.Logger:
+    """Sends the messages of the package to stderr as they are, and returns its logger."""
+    log = logging.getLogger("sparsereco")
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    return log
+
+
+def build(kind: type[Settings], values: jsonargparse.Namespace, key: str = "") -> Settings:
+    """A settings dataclass, and those inside it, from parsed arguments.
+
+    Args:
+        kind: the dataclass.
+        values: has all its fields; may have more.
+        key: where it stands in the configuration, for errors.
+
+    Raises:
+        InputError: A value is out of its range, or a section is no section.
+    """
+    types = get_type_hints(kind)
+    arguments = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value, name = values[field.name], f"{key}{field.name}"
+        if dataclasses.is_dataclass(types[field.name]):
+            if not isinstance(value, jsonargparse.Namespace):
+                keys = ", ".join(inner.name for inner in dataclasses.fields(types[field.name]))
+                raise InputError(f"{name}: expected a section with the keys {keys}, got {value!r}")
+            value = build(types[field.name], value, f"{name}.")
+        arguments[field.name] = value
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def check_step_size(step_size: int | str) -> None:
+    """Holds ``--step-size`` to a number of events, or memory with its unit.
+
+    Raises:
+        InputError: It is neither.
+    """
+    memory = re.fullmatch(r"(\d+(?:\.\d+)?) *[kMGT]i?B", step_size) if isinstance(step_size, str) else None
+    if not (float(memory[1]) if memory else isinstance(step_size, int) and step_size) > 0:
+        raise InputError(f'--step-size: expected a number of events or memory like "100 MB", got {step_size!r}')
+
+
+def choose_device(name: str) -> str:
+    """The torch device to use; ``auto`` is the GPU where there is one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+@contextmanager
+def progress(task: str, total: int, unit: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; nothing where stderr is no terminal.
+
+    Args:
+        task: what is going on.
+        total: how much there is to do.
+        unit: of what, in the plural.
+        quiet: show nothing.
+
+    Yields:
+        A function to call with the number just done.
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        bars.TextColumn("{task.fields[rate]} " + unit + "/s"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        row = bar.add_task(task, total=total, rate="-")
+
+        def advance(done: int) -> None:
+            bar.advance(row, done)
+            speed = bar.tasks[row].finished_speed or bar.tasks[row].speed
+            bar.update(row, rate=f"{speed:,.0f}" if speed else "-")
+
+        yield advance

@@ -1,0 +1,165 @@
+"""The files of one sample side by side: what was reconstructed, what was true, and the hits of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import awkward as ak
+import numpy as np
+import uproot
+
+from sparsereco.detector import Detector, Response
+from sparsereco.errors import InputError
+from sparsereco.io import HITS, Source, iterate, open_source, read
+from sparsereco.schema import Schema
+
+EVENT_ID = ("run", "subrun", "event")
+
+
+def check_same_events(first: ak.Array, second: ak.Array, first_name: str, second_name: str) -> None:
+    """Two lists of events have the same run, subrun and event numbers in the same order.
+
+    Args:
+        first: events.
+        second: events.
+        first_name: where they come from, for the error.
+        second_name: likewise.
+
+    Raises:
+        InputError: they differ; says where first.
+    """
+    if len(first) != len(second):
+        raise InputError(
+            f"{first_name} has {len(first):,} events, {second_name} has {len(second):,}: expected the same events"
+        )
+    ids = [np.stack([ak.to_numpy(events[name]) for name in EVENT_ID], axis=1) for events in (first, second)]
+    differ = (ids[0] != ids[1]).any(1)
+    if differ.any():
+        entry = int(differ.argmax())
+        one, other = (" ".join(f"{name} {n}" for name, n in zip(EVENT_ID, i[entry], strict=True)) for i in ids)
+        raise InputError(
+            f"{first_name} and {second_name} hold different events, first at entry {entry}: {one} against {other} "
+            f"({int(differ.sum()):,} of {len(differ):,} entries differ)",
+            entry=entry,
+        )
+
+
+def check_finite(events: ak.Array, schema: Schema, file: str) -> None:
+    """No number of the events is NaN or infinite.
+
+    Raises:
+        InputError: names the first entry and branch that is.
+    """
+    for branch in schema.branches:
+        values = events[branch.name]
+        bad = ~np.isfinite(values)
+        bad = ak.to_numpy(ak.any(bad, axis=1) if bad.ndim > 1 else bad)
+        if bad.any():
+            entry = int(bad.argmax())
+            raise InputError(
+                f"{file}: entry {entry} of tree '{schema.tree}': branch '{branch.name}' has {values[entry]}, "
+                "expected finite numbers",
+                file=file,
+                tree=schema.tree,
+                branch=branch.name,
+                entry=entry,
+            )
+
+
+def has_tree(file: str, schema: Schema) -> bool:
+    """Whether a readable file has the schema's tree.
+
+    Raises:
+        BranchError: the tree is there and lacks a branch.
+    """
+    try:
+        with open_source(file, schema, schema.tree):
+            return True
+    except InputError as error:
+        if error.tree is None or error.branch is not None:
+            raise
+        return False
+
+
+def hits_of(sources: list[Source], events: ak.Array) -> Iterator[ak.Array]:
+    """The hits in the files of other trees, chunk by chunk.
+
+    Args:
+        sources: the files.
+        events: what the hits belong to.
+
+    Raises:
+        InputError: the hits are of other events.
+    """
+    start = 0
+    names = ", ".join(source.file for source in sources)
+    for chunk in iterate([f"{source.file}:{HITS.tree}" for source in sources], HITS):
+        expected = events[start : start + len(chunk.events)]
+        check_same_events(chunk.events, expected, f"tree 'hits' of {names} from entry {start}", "the truth")
+        start += len(chunk.events)
+        yield chunk.events
+    if start < len(events):
+        raise InputError(f"tree 'hits' of {names} has {start:,} events, expected {len(events):,} as in the truth")
+
+
+def find_event(file: str, schema: Schema, key: str) -> ak.Record:
+    """One event of a file, without reading the others.
+
+    Args:
+        file: path of the file.
+        schema: of the tree to read.
+        key: the event number, or ``RUN:SUBRUN:EVENT`` where the number alone is not unique.
+
+    Raises:
+        InputError: the key is no event of the file, or more than one.
+    """
+    parts = key.split(":")
+    if len(parts) not in (1, 3) or not all(part.lstrip("-").isdecimal() for part in parts):
+        raise InputError(f"expected an event as NUMBER or RUN:SUBRUN:NUMBER, got '{key}'", value=key)
+    only_ids = Schema(schema.tree, HITS.scalars, {})
+    ids = read(file, only_ids, schema.tree)
+    chosen = np.ones(len(ids), bool)
+    for name, part in zip(EVENT_ID[-len(parts) :], parts, strict=True):
+        chosen &= ak.to_numpy(ids[name]) == int(part)
+    entries = np.flatnonzero(chosen)
+    if len(entries) == 0:
+        known = f"its numbers go from {ak.min(ids.event)} to {ak.max(ids.event)}" if len(ids) else "it is empty"
+        raise InputError(f"no event {key} in tree '{schema.tree}' of {file}; {known}", file=file, value=key)
+    if len(entries) > 1:
+        known = ", ".join(":".join(str(ids[name][e]) for name in EVENT_ID) for e in entries[:3])
+        raise InputError(
+            f"event {key} occurs {len(entries)} times in tree '{schema.tree}' of {file}, first as {known}; "
+            "give RUN:SUBRUN:NUMBER",
+            file=file,
+            value=key,
+        )
+    entry = int(entries[0])
+    return next(iterate([f"{file}:{schema.tree}"], schema, entry_start=entry, entry_stop=entry + 1)).events[0]
+
+
+def read_provenance(file: str) -> dict:
+    """How a file was made; empty where it does not say.
+
+    Raises:
+        InputError: the file has a `provenance` that is no JSON object.
+    """
+    with uproot.open({file: None}) as root:
+        if "provenance" not in root:
+            return {}
+        try:
+            record = json.loads(str(root["provenance"]))
+        except ValueError as error:
+            raise InputError(f"{file}: 'provenance' is no JSON: {error}", file=file) from error
+    if not isinstance(record, dict):
+        raise InputError(f"{file}: 'provenance' is {type(record).__name__}, expected a JSON object", file=file)
+    return record
+
+
+def detector_of(provenance: dict) -> Detector:
+    """The detector in the config of a provenance; the default detector where there is none."""
+    settings = provenance.get("config", {}).get("detector")
+    if settings is None:
+        return Detector()
+    response = Response(**settings.get("response", {}))
+    return Detector(tuple(settings["shape"]), settings["pitch"], tuple(settings["origin"]), response)

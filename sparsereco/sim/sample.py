@@ -1,0 +1,78 @@
+"""Samples of full-detector events with their truth: drawn, deposited and seen through the response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import awkward as ak
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsereco.detector import Detector
+from sparsereco.schema import HITS, TRUTH, Schema
+from sparsereco.sim.compose import Particles, Preset, TrackBank, deposits, draw_crossing_muons, draw_interactions, merge
+from sparsereco.sim.response import Deposits, respond
+from sparsereco.voxels import Voxels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Events and what is true about them; interaction i lies in event ``event[i]``."""
+
+    hits: Voxels
+    vertex: Tensor  # (V, 3) [mm]
+    event: Tensor  # (V,) int64, ascending
+    particles: Particles
+    deposits: Deposits  # of the particles, with the interaction as event
+    owner: Tensor  # (N,) particle of each deposit
+
+
+def draw_sample(
+    bank: TrackBank,
+    preset: Preset,
+    detector: Detector,
+    n: int,
+    generator: torch.Generator,
+    light_scale: Tensor | None = None,
+    reach: float = float("inf"),
+    pile_up: float = 0.0,
+) -> Sample:
+    """Draws ``n`` events with one interaction each.
+
+    Args:
+        light_scale: (n,) factor on the light yield of each event.
+        reach: only deposits this close to the vertex [mm].
+        pile_up: share of interactions that move into the next event, which leaves empty events and double ones.
+    """
+    vertex, particles = draw_interactions(bank, preset, detector, n, generator)
+    made, owner = deposits(bank, particles, n, reach)
+    event = (torch.arange(n) + (torch.rand(n, generator=generator) < pile_up)).clamp(max=n - 1)
+    seen = Deposits(made.position, made.energy, made.dedx, event[made.event], n)
+    if detector.response.crossing_muons > 0:
+        crossing = draw_crossing_muons(bank, detector, n, detector.response.crossing_muons, generator)
+        seen = merge(seen, deposits(bank, crossing, n)[0])
+    return Sample(respond(seen, detector, light_scale, generator), vertex, event, particles, made, owner)
+
+
+def to_records(sample: Sample, detector: Detector, first_event: int = 0) -> tuple[ak.Array, ak.Array]:
+    """The trees ``hits`` and ``truth`` of a sample without pile-up, numbered from ``first_event``."""
+    n = len(sample.hits)
+    number = {"run": np.ones(n), "subrun": np.zeros(n), "event": np.arange(first_event, first_event + n)}
+    centre = detector.centre(sample.hits.coords.numpy())
+    hits = {f"hit_{axis}": centre[:, i] for i, axis in enumerate("xyz")} | {"hit_pe": sample.hits.signal.numpy()}
+    counts = sample.hits.offsets.diff().numpy()
+
+    vertex = {f"vtx_{axis}": sample.vertex[:, i].numpy() for i, axis in enumerate("xyz")}
+    direction = sample.particles.direction
+    parts = {"part_pdg": sample.particles.pdg.numpy(), "part_ke": sample.particles.ke.numpy()}
+    parts |= {f"part_d{axis}": direction[:, i].numpy() for i, axis in enumerate("xyz")}
+    per_event = torch.bincount(sample.particles.interaction, minlength=n).numpy()
+
+    jagged_hits = {name: ak.unflatten(value, counts) for name, value in hits.items()}
+    jagged_parts = {name: ak.unflatten(value, per_event) for name, value in parts.items()}
+    return _typed(HITS, number | jagged_hits), _typed(TRUTH, number | vertex | jagged_parts)
+
+
+def _typed(schema: Schema, fields: dict[str, ak.Array]) -> ak.Array:
+    return ak.zip({b.name: ak.values_astype(fields[b.name], b.dtype) for b in schema.branches}, depth_limit=1)

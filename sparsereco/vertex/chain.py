@@ -1,0 +1,184 @@
+"""`VertexChain`: full-detector events in, vertices, hadrons, leaving tracks and their images out.
+
+    import uproot
+    from sparsereco import VertexChain
+
+    chain = VertexChain()
+    events = uproot.open("run7.root:hits").arrays()
+    reco = chain(events)
+    for event in reco:
+        print(event.event, event.vtx_x.tolist(), event.part_pdg.tolist(), event.part_ke.tolist())
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsereco import checkpoint
+from sparsereco.schema import RECO
+from sparsereco.vertex.config import VertexConfig
+from sparsereco.vertex.crop import Crops, cut_crops
+from sparsereco.vertex.decomposer import SPECIES, Decomposer, DecomposerConfig, Decomposition
+from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, decode
+from sparsereco.vertex.tracks import find_tracks
+from sparsereco.voxels import VoxelError, Voxels
+
+MAX_VOXELS = 48
+"""Brightest voxels of a crop that the decomposer sees; it was trained with as many."""
+
+MIN_SHARE = 0.02
+"""A smaller share of a voxel's light is left out of a particle's image."""
+
+
+class VertexChain:
+    """The vertex system with its weights loaded.
+
+    Args:
+        config: settings; the shipped weights by default.
+        device: torch device that the networks run on.
+
+    Raises:
+        CheckpointError: weights that are missing, broken or of another class.
+    """
+
+    def __init__(self, config: VertexConfig | None = None, device: str = "cpu") -> None:
+        self.config = config or VertexConfig()
+        self.device = device
+        self._paths = {
+            "finder": Path(self.config.finder_weights or checkpoint.WEIGHTS / "finder.safetensors"),
+            "decomposer": Path(self.config.decomposer_weights or checkpoint.WEIGHTS / "decomposer.safetensors"),
+        }
+        self.finder = checkpoint.load(self._paths["finder"], Finder, FinderConfig).to(device)
+        self.decomposer = checkpoint.load(self._paths["decomposer"], Decomposer, DecomposerConfig).to(device)
+
+    def __call__(self, events: ak.Array) -> ak.Array:
+        """Reconstructs events; each is treated on its own, whatever else is in the array.
+
+        Args:
+            events: records with the fields of the tree ``hits``; ``run``, ``subrun`` and ``event`` may be missing.
+
+        Returns:
+            Records with the fields of the tree ``reco``, one per event.
+
+        Raises:
+            VoxelError: a hit outside the detector, or a signal that is NaN, infinite or negative.
+        """
+        parts = [self._batch(events[i : i + self.config.batch_size]) for i in range(0, len(events), self.config.batch_size)]
+        return ak.concatenate(parts) if parts else self._batch(events)
+
+    def provenance(self) -> dict[str, Any]:
+        """Settings and hashes of the weights, as JSON values."""
+        weights = {name: {"file": path.name, "sha256": checkpoint.sha256(path)} for name, path in self._paths.items()}
+        return {"config": asdict(self.config), "weights": weights}
+
+    def _batch(self, events: ak.Array) -> ak.Array:
+        with torch.inference_mode(), torch.device(self.device):
+            hits = self._voxels(events)
+            visible, place = self.finder.visible(hits)
+            logit, offset, embedding = self.finder(visible)
+            settings = self.config.finder
+            separation = settings.separation / self.config.detector.pitch
+            vertices = decode(logit, offset, visible, settings.score_threshold, separation, settings.max_vertices)
+            context = embedding.new_zeros(len(hits.coords), embedding.shape[1]).index_put((place,), embedding)
+            last = torch.tensor(self.config.detector.shape) - 1
+            centre = torch.minimum(torch.floor(vertices.position).long().clamp(min=0), last)
+            tracks = find_tracks(hits, vertices.event, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
+            crops = cut_crops(hits, context, vertices.event, centre, tracks, MAX_VOXELS)
+            found = self.decomposer(crops, self.config.decomposer.max_hadrons)
+        return self._records(events, vertices, crops, found)
+
+    def _voxels(self, events: ak.Array) -> Voxels:
+        counts = ak.num(events["hit_x"]).to_numpy()
+        flat = {name: ak.flatten(events[name]).to_numpy() for name in ("hit_x", "hit_y", "hit_z", "hit_pe")}
+        position = np.stack([flat["hit_x"], flat["hit_y"], flat["hit_z"]], 1)
+        if not np.isfinite(position).all():
+            row = int((~np.isfinite(position)).any(1).argmax())
+            raise VoxelError(f"the position {position[row].tolist()} of hit {row} is not finite")
+        coords = torch.from_numpy(self.config.detector.index(position))
+        signal = torch.from_numpy(flat["hit_pe"].astype(np.float32) / np.float32(self.config.light_scale))
+        event = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+        return Voxels.make(coords, signal, event, len(counts), self.config.detector.shape).to(self.device)
+
+    def _records(self, events: ak.Array, vertices: Vertices, crops: Crops, found: Decomposition) -> ak.Array:
+        """Flat tensors of a batch to one record per event."""
+        n, pitch = len(events), self.config.detector.pitch
+        origin = torch.tensor(self.config.detector.origin)
+        vertices, crops, found = (_on_cpu(value) for value in (vertices, crops, found))
+        corner = crops.centre + 0.5  # (V, 3) centre of the crop in voxels
+
+        # Hadrons are named in descending energy but for near-equal ones; the output is sorted strictly.
+        order = torch.argsort(found.ke, descending=True, stable=True)
+        order = order[torch.argsort(found.crop[order], stable=True)]
+        vertex_in_event = _rank(vertices.event)
+        columns: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def put(prefix: str, event: Tensor, **values: Tensor) -> None:
+            for name, value in values.items():
+                if value.ndim == 2:
+                    columns.update({f"{prefix}_{name}{axis}": (event, value[:, i]) for i, axis in enumerate("xyz")})
+                else:
+                    columns[f"{prefix}_{name}"] = event, value
+
+        where = (corner + found.vertex) * pitch + origin
+        unfitted = torch.full((len(where),), float("nan"))
+        put("vtx", vertices.event, **{"": where, "s": found.vertex_err * pitch, "score": vertices.score})
+        put("vtx", vertices.event, deviance=unfitted, ndf=torch.zeros(len(where)))
+        crop = found.crop[order]
+        pdg = torch.tensor(SPECIES)[found.species[order]]
+        put("part", vertices.event[crop], vtx=vertex_in_event[crop], pdg=pdg, score=found.score[order], ke=found.ke[order])
+        put("part", vertices.event[crop], ke_err=found.ke_err[order], d=found.direction[order], dir_err=found.dir_err[order])
+        tracks = crops.tracks
+        leaving = (corner[tracks.crop] + tracks.point) * pitch + origin
+        event = vertices.event[tracks.crop]
+        put("trk", event, **{"vtx": vertex_in_event[tracks.crop], "": leaving, "d": tracks.direction, "ke": torch.full((len(tracks),), -1.0)})
+        voxel, part, pe = _images(crops, found, order, vertices.event)
+        event = vertices.event[crops.crop[voxel]]
+        by_event = torch.argsort(event, stable=True)
+        centre = ((crops.place + corner[crops.crop])[voxel] * pitch + origin)[by_event]
+        put("img", event[by_event], **{"part": part[by_event], "": centre, "pe": pe[by_event]})
+
+        fields = {name: events[name] if name in ak.fields(events) else np.zeros(n, np.int64) for name in ("run", "subrun", "event")}
+        types = {branch.name: branch.dtype for branch in RECO.branches}
+        fields |= {name: _by_event(event, value, n, types[name]) for name, (event, value) in columns.items()}
+        return ak.zip({branch.name: ak.values_astype(fields[branch.name], branch.dtype) for branch in RECO.branches}, depth_limit=1)
+
+
+def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxel row, particle in its event, and light of every entry of the images; what no hadron takes is the leaving track's."""
+    rank = torch.empty_like(order)
+    rank[order] = _rank(crop_event[found.crop[order]])
+    particle = torch.zeros(len(crops), found.share.shape[1], dtype=torch.int64).index_put((found.crop, found.step), rank)
+    voxel, step = (found.share >= MIN_SHARE).nonzero(as_tuple=True)
+    hadrons = voxel, particle[crops.crop[voxel], step], crops.signal[voxel] * found.share[voxel, step]
+
+    track_rank = _rank(crop_event[crops.tracks.crop])
+    lead = torch.full((len(crops),), -1).index_put((crops.tracks.crop.flip(0),), track_rank.flip(0))  # the first one wins
+    taken = torch.where(found.share >= MIN_SHARE, found.share, 0.0).sum(1)
+    voxel = ((1 - taken >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
+    leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * (1 - taken[voxel])
+    voxel, part, pe = (torch.cat(pair) for pair in zip(hadrons, leaving, strict=True))
+    return voxel, part, pe
+
+
+def _rank(group: Tensor) -> Tensor:
+    """Place of each row in its group, for a sorted (N,) group index."""
+    return torch.arange(len(group)) - torch.searchsorted(group, group)
+
+
+def _by_event(event: Tensor, value: Tensor, n: int, dtype: str) -> ak.Array:
+    """Flat values, sorted by event, to one list per event."""
+    counts = np.bincount(event.numpy(), minlength=n)
+    return ak.unflatten(np.ascontiguousarray(value.numpy().astype(dtype)), counts)
+
+
+def _on_cpu(value: Any) -> Any:
+    """A dataclass of tensors, moved to the CPU."""
+    moved = {name: item.cpu() if isinstance(item, Tensor) else _on_cpu(item) for name, item in vars(value).items()}
+    return type(value)(**moved)

@@ -1,0 +1,86 @@
+"""Settings of the vertex chain: the one truth that ``configs/vertex.yaml`` and the command line fill.
+
+Light on purpose (no torch): ``tools/reco.py --help`` reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sparsereco.detector import Detector
+
+
+@dataclass(frozen=True)
+class FinderSettings:
+    """How the vertices are taken from the finder's voxel scores."""
+
+    score_threshold: float = 0.1
+    """Candidates with a lower score are dropped (0 to 1)."""
+    separation: float = 40.0
+    """Of two candidates that are closer than this, the better one stays [mm]."""
+    max_vertices: int = 5
+    """At most this many vertices per event, best first."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"finder.score_threshold must lie in [0, 1], got {self.score_threshold}")
+        if not self.separation >= 0:
+            raise ValueError(f"finder.separation must not be negative, got {self.separation}")
+        if self.max_vertices < 1:
+            raise ValueError(f"finder.max_vertices must be at least 1, got {self.max_vertices}")
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """How the tracks that leave the crop are found."""
+
+    min_pe: float = 10.0
+    """Weaker hits (crosstalk, noise) are not joined to tracks [p.e.]."""
+    max_tracks: int = 4
+    """At most this many leaving tracks per vertex, those with most hits."""
+
+    def __post_init__(self) -> None:
+        if not self.min_pe >= 0:
+            raise ValueError(f"tracks.min_pe must not be negative, got {self.min_pe}")
+        if self.max_tracks < 0:
+            raise ValueError(f"tracks.max_tracks must not be negative, got {self.max_tracks}")
+
+
+@dataclass(frozen=True)
+class DecomposerSettings:
+    """How the crop is taken apart into hadrons."""
+
+    max_hadrons: int = 6
+    """At most this many hadrons per vertex."""
+
+    def __post_init__(self) -> None:
+        if self.max_hadrons < 0:
+            raise ValueError(f"decomposer.max_hadrons must not be negative, got {self.max_hadrons}")
+
+
+@dataclass(frozen=True)
+class VertexConfig:
+    """Settings of the vertex chain."""
+
+    detector: Detector = field(default_factory=Detector)
+    """The detector that the hits come from."""
+    finder: FinderSettings = field(default_factory=FinderSettings)
+    """How the vertices are taken from the finder's voxel scores."""
+    tracks: TrackSettings = field(default_factory=TrackSettings)
+    """How the tracks that leave the crop are found."""
+    decomposer: DecomposerSettings = field(default_factory=DecomposerSettings)
+    """How the crop is taken apart into hadrons."""
+    batch_size: int = 256
+    """Events per forward pass; changes speed and memory, not results."""
+    light_scale: float = 1.0
+    """Measured light yield divided by the nominal one; signals are divided by it."""
+    finder_weights: str | None = None
+    """Checkpoint of the finder (.safetensors); null: the shipped one."""
+    decomposer_weights: str | None = None
+    """Checkpoint of the decomposer (.safetensors); null: the shipped one."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.light_scale < float("inf"):
+            raise ValueError(f"light_scale must be positive and finite, got {self.light_scale}")

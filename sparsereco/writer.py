@@ -1,0 +1,93 @@
+"""ROOT files out: TTrees whose jagged branches share a counter per group, and how the file was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import awkward as ak
+import numpy as np
+import uproot
+
+from sparsereco.errors import InputError
+from sparsereco.schema import Schema
+
+
+class RootWriter:
+    """Writes TTrees to ``path``, which appears only when all went well.
+
+    Everything goes to ``<path>.part`` first; leaving the ``with`` block renames it, an exception there removes it.
+
+    Args:
+        path: the output file.
+        force: replace a file that is there already.
+
+    Raises:
+        InputError: The file is there already and ``force`` is not set, or it cannot be created.
+    """
+
+    def __init__(self, path: str | Path, force: bool = False) -> None:
+        self.path = Path(path)
+        self.part = Path(f"{path}.part")
+        if self.path.is_dir():
+            raise InputError(f"output {path} is a directory, expected a file", file=str(path))
+        if self.path.exists() and not force:
+            raise InputError(f"output {path} exists already; -f replaces it", file=str(path))
+        if not self.path.parent.is_dir():  # uproot would make the folder
+            raise InputError(f"output {path}: there is no folder {self.path.parent}", file=str(path))
+        self._trees: dict[str, uproot.WritableTree] = {}
+
+    def __enter__(self) -> RootWriter:
+        try:
+            self._file = uproot.recreate(self.part)
+        except OSError as error:
+            raise InputError(f"output {self.path} cannot be created: {error}", file=str(self.path)) from error
+        return self
+
+    def create(self, tree: str, schema: Schema) -> None:
+        """Creates a tree without entries.
+
+        Args:
+            tree: its name in the file.
+            schema: names and types of its branches.
+        """
+        counters = schema.counters
+        types = {b.name: f"var * {b.dtype}" if b.name in counters else b.dtype for b in schema.branches}
+        self._trees[tree] = self._file.mktree(tree, types, counter_name=counters.__getitem__)
+
+    def extend(self, tree: str, schema: Schema, events: ak.Array) -> None:
+        """Appends events to a tree, which is created where it is not there yet.
+
+        Args:
+            tree: its name in the file.
+            schema: names and types of its branches.
+            events: records with the fields of the schema; other fields are left out.
+
+        Raises:
+            ValueError: The lists of a group differ in length.
+        """
+        if tree not in self._trees:
+            self.create(tree, schema)
+        for counter, group in schema.groups.items():
+            lengths = [np.asarray(ak.num(events[branch.name])) for branch in group]
+            if any(not np.array_equal(one, lengths[0]) for one in lengths):
+                raise ValueError(f"branches of '{counter}' in tree '{tree}' differ in length within an event")
+        if len(events) > 0:
+            columns = {branch.name: ak.values_astype(events[branch.name], branch.dtype) for branch in schema.branches}
+            self._trees[tree].extend(columns)
+
+    def provenance(self, record: Mapping[str, object]) -> None:
+        """Stores how the file was made, as a `TObjString` ``provenance`` with JSON."""
+        self._file["provenance"] = json.dumps(record)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)

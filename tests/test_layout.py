@@ -1,0 +1,68 @@
+"""Imports point one way: tools -> chains, train, plots -> stages -> nn -> voxels, ops -> torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sparsereco"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
+LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
+    {"detector", "io"},  # knows neither torch nor models
+    {"cli", "ops", "reference"},
+    {"voxels"},
+    {"nn", "sim", "checkpoint", "vertex"},  # vertex: what its stages share
+    {"stage"},
+    {"chain", "train", "baselines", "plots", "report", "display"},
+]
+LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+DOORS = {"spconv": "nn/sparse.py", "torch_scatter": "ops.py", "geant4_pybind": "sim/geant4.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} line {node.lineno}: imports are absolute here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(names: list[str]) -> str:
+    """Which part of the layout sparsereco.<names> belongs to."""
+    if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain"}:
+        return "chain" if names[1] == "chain" else "stage"
+    return names[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = part([*path.relative_to(PACKAGE).with_suffix("").parts])
+    level = LEVEL.get(here, 0)
+    for name in imports(path):
+        top, *inner = name.split(".")
+        assert top != "tools"
+        assert top not in DOORS or path == PACKAGE / DOORS[top], f"only {DOORS.get(top)} imports {top}"
+        assert top not in {"torch", "safetensors"} or level > 0, f"{here} does not know torch"
+        if top != "sparsereco" or inner[0].startswith("_"):
+            continue
+        there = part(inner)
+        assert LEVEL.get(there, 0) <= level, f"{here} imports {name}, which comes after it"
+        assert there != "sim" or here in {"sim", "train"}, "only train imports the simulation"
+        assert here != "sim" or there in {"sim", "voxels", "ops"} or LEVEL.get(there, 0) == 0, f"sim imports {name}"
+        if here == there == "stage" and inner[1] != path.stem:
+            assert (path.stem, inner[1]) == ("refine", "generator"), "stages do not import each other"
+
+
+@pytest.mark.parametrize("module", ["sparsereco", "sparsereco.detector", "sparsereco.io", "sparsereco.cli"])
+def test_light_modules_do_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
