@@ -25,7 +25,7 @@ from sparsereco.metrics import Comparison
 CROP = 7
 """Edge of the cube of voxels around the vertex."""
 BRIGHT = 100.0
-"""The farthest voxel above this signal [p.e.] sets the length of the Birks unfolding."""
+"""The farthest voxel above this signal sets the length of the Birks unfolding; higher values do worse [p.e.]."""
 MIN_EVENTS = 20
 """Fewer events with a vertex than this and no coefficients are fitted."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sparsereco.errors import InputError
+
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped checkpoints."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError, ValueError):
     """A file that is no checkpoint, or one of another model; the message says what was expected and what came."""
 
 
@@ -45,7 +46,7 @@ def save(path: str | Path, model: nn.Module, **info: Any) -> None:
     part = path.with_name(path.name + ".part")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, part, metadata={"sparsereco": json.dumps(metadata)})
-    os.replace(part, path)
+    part.replace(path)
 
 
 def metadata(path: str | Path) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def metadata(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is no safetensors file: {error}") from error
     if text is None:
         raise CheckpointError(f"checkpoint {path} was not written by sparsereco: it has no 'sparsereco' metadata")
-    return json.loads(text)  # type: ignore[no-any-return]
+    return json.loads(text)
 
 
 def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) -> Model:
@@ -92,7 +93,11 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
 def sha256(path: str | Path) -> str:
     """Hash of a file, as recorded in the provenance of every output."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
 
 
 def save_training(path: str | Path, **state: Any) -> None:
@@ -101,9 +106,9 @@ def save_training(path: str | Path, **state: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     torch.save(state, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_training(path: str | Path) -> dict[str, Any]:
     """What `save_training` wrote; only tensors and plain values are accepted."""
-    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+    return torch.load(path, weights_only=True)

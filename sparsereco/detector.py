@@ -1,7 +1,7 @@
 """The detector and its response: plain frozen values, filled from ``configs/detectors/*.yaml``.
 
-Every length is in mm, every energy in MeV, every signal in photo-electrons (p.e.). Neither torch nor a model is known here,
-so that `io` and an experiment's own code can use it.
+Every length is in mm, every energy in MeV, every signal in photo-electrons (p.e.). Neither torch nor a model is known
+here, so that `io` and an experiment's own code can use it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Detector:
     @property
     def size(self) -> tuple[float, float, float]:
         """Full length along x, y, z [mm]."""
-        return tuple(n * self.pitch for n in self.shape)
+        x, y, z = self.shape
+        return x * self.pitch, y * self.pitch, z * self.pitch
 
     def index(self, position: np.ndarray) -> np.ndarray:
         """Voxel index floor((x - origin) / pitch).

@@ -139,7 +139,10 @@ def _lines(pieces: list[np.ndarray], name: str, colour: str, width: float = 5, *
     )  # fmt: skip
 
 
-def _arrow(start: np.ndarray, direction: np.ndarray, length: float, name: str, label: str, **options: object) -> object:
+def _arrow(
+    start: np.ndarray, direction: np.ndarray, length: float, name: str, label: str, colour: str, width: float,
+    **options: object,
+) -> go.Scatter3d:  # fmt: skip
     """A line with four barbs at its end."""
     tip = start + length * direction
     side = np.cross(direction, np.eye(3)[np.argmin(np.abs(direction))])
@@ -147,7 +150,7 @@ def _arrow(start: np.ndarray, direction: np.ndarray, length: float, name: str, l
     other = np.cross(direction, side)
     barb = min(0.3 * length, 4.0)
     barbs = [np.stack([tip, tip + barb * (0.4 * s - direction)]) for s in (side, -side, other, -other)]
-    return _lines([np.stack([start, tip]), *barbs], name, hoverinfo="text", hovertext=label, **options)
+    return _lines([np.stack([start, tip]), *barbs], name, colour, width, hoverinfo="text", hovertext=label, **options)
 
 
 def _voxels(hits: ak.Record, detector: Detector) -> go.Mesh3d:
@@ -199,14 +202,14 @@ def _reconstruction(reco: ak.Record) -> list:
         label = f"{name}<br>range {reach:.1f} mm<br>direction ± {np.degrees(reco.part_dir_err[n]):.0f}°"
         colour = SPECIES_COLOURS.get(pdg, OTHER_COLOUR)
         start = vertices[reco.part_vtx[n]]
-        traces.append(_arrow(start, direction, max(reach, SHORTEST), name, label, colour=colour, width=7, **group))
+        traces.append(_arrow(start, direction, max(reach, SHORTEST), name, label, colour, 7, **group))
     for n, (face, direction) in enumerate(zip(_points(reco, "trk_"), _points(reco, "trk_d"), strict=True)):
         energy = f"{reco.trk_ke[n]:.0f} MeV" if reco.trk_ke[n] >= 0 else "energy unknown"
         name, start = f"leaving track {n}", vertices[reco.trk_vtx[n]]
         label = f"{name}: {energy}<br>leaves at ({face[0]:.1f}, {face[1]:.1f}, {face[2]:.1f}) mm"
         line = _lines([np.stack([start, face])], name, TRACK_COLOUR, hoverinfo="skip", showlegend=False)
         line.update(legendgroup="reco")
-        traces += [line, _arrow(face, direction, BEYOND, name, label, colour=TRACK_COLOUR, **group)]
+        traces += [line, _arrow(face, direction, BEYOND, name, label, TRACK_COLOUR, 5, **group)]
     return traces
 
 

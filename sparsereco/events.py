@@ -157,9 +157,16 @@ def read_provenance(file: str) -> dict:
 
 
 def detector_of(provenance: dict) -> Detector:
-    """The detector in the config of a provenance; the default detector where there is none."""
+    """The detector in the config of a provenance; the default detector where there is none.
+
+    Raises:
+        InputError: the config describes no detector.
+    """
     settings = provenance.get("config", {}).get("detector")
     if settings is None:
         return Detector()
-    response = Response(**settings.get("response", {}))
-    return Detector(tuple(settings["shape"]), settings["pitch"], tuple(settings["origin"]), response)
+    try:
+        response = Response(**settings["response"])
+        return Detector(tuple(settings["shape"]), settings["pitch"], tuple(settings["origin"]), response)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the provenance describes no detector: {error}; it has {settings}", value=settings) from error

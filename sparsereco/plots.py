@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import hist
 import mplhep
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from sparsereco.metrics import NEAR_VERTEX, Comparison, pulls
@@ -32,17 +33,12 @@ PULL_NAMES = {
 """Names in the figures of what `metrics.pulls` returns."""
 
 
-def correlation(ax: Axes, true: np.ndarray, reco: np.ndarray, quantity: str, unit: str) -> Artist:
+def correlation(ax: Axes, true: np.ndarray, reco: np.ndarray, quantity: str, unit: str) -> ScalarMappable:
     """Density of reconstructed against true values, with the diagonal."""
     top = 1.02 * max([1.0, *(np.quantile(values, 0.999) for values in (true, reco) if len(values))])
     axis = hist.axis.Regular(60, 0, top)
-    density = hist.Hist(axis, axis).fill(true, reco)
-    edges = axis.edges
-    counts = np.ma.masked_equal(density.values().T, 0)
-    mesh = ax.pcolormesh(edges, edges, counts, norm=LogNorm(1, max(2, counts.max() or 2)), cmap="viridis")
-    mesh.set_rasterized(True)
+    mesh = _density(ax, axis, true, reco)
     ax.plot([0, top], [0, top], color=ORANGE, lw=1, ls="--")
-    ax.figure.colorbar(mesh, ax=ax, label="entries")
     ax.set(xlabel=f"true {quantity} [{unit}]", ylabel=f"reconstructed {quantity} [{unit}]", aspect="equal")
     ax.set_title(f"{len(true):,} entries", fontsize=9, color=GREY, loc="right")
     return mesh
@@ -64,7 +60,7 @@ def residuals(
     limit = limit if np.isfinite(limit) else 1.0
     artists = []
     for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
-        histogram = hist.Hist(hist.axis.Regular(60, -limit, limit))
+        histogram: hist.Hist = hist.Hist(hist.axis.Regular(60, -limit, limit))
         histogram.fill(np.clip(values, -0.999 * limit, 0.999 * limit))
         text = f"{label}: median {_plus_minus(median(values), '')}, 68 % in ±{_plus_minus(spread(values), unit)}"
         artists += mplhep.histplot(histogram, ax=ax, label=text, color=colour, yerr=False, lw=1.4)
@@ -73,15 +69,14 @@ def residuals(
     ax.set(xlabel=f"{quantity}, reconstructed - true [{unit}]", ylabel=f"entries / {2 * limit / 60:.2g} {unit}")
     ax.set_title(f"{count:,} entries", fontsize=9, color=GREY, loc="right")
     ax.set(xlim=(-limit, limit), ylim=(0, 1.4 * ax.get_ylim()[1]))
-    ax.legend(fontsize=6.5, frameon=False, loc="upper left", handlelength=1.2)
+    ax.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1)
     return artists
 
 
 def profile_band(ax: Axes, profile: Profile, x_label: str, y_label: str, label: str = "median, 68 % band") -> list:
     """Median with error and 68 % band in bins, the numbers of entries along the bottom."""
     edges = profile.edges
-    shown = profile.count > 0
-    centre, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+    shown, centre, half = profile.count > 0, 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
     band = ax.bar(
         centre[shown], (profile.high - profile.low)[shown], 2 * half[shown], profile.low[shown], color=BLUE, alpha=0.2
     )
@@ -118,7 +113,7 @@ def boxes(ax: Axes, groups: np.ndarray, values: np.ndarray, x_label: str, y_labe
     return artists
 
 
-def matrix(ax: Axes, shares: np.ndarray, counts: np.ndarray, columns: list[str], rows: list[str]) -> Artist:
+def matrix(ax: Axes, shares: np.ndarray, counts: np.ndarray, columns: list[str], rows: list[str]) -> ScalarMappable:
     """Shares of a confusion matrix [reconstructed, true], each cell with its count."""
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
@@ -131,7 +126,9 @@ def matrix(ax: Axes, shares: np.ndarray, counts: np.ndarray, columns: list[str],
     return image
 
 
-def rate_points(ax: Axes, rate: Rate, x_label: str, y_label: str, colour: str = BLUE, label: str = "") -> Artist:
+def rate_points(
+    ax: Axes, rate: Rate, x_label: str, y_label: str, colour: str = BLUE, label: str = ""
+) -> ErrorbarContainer:
     """Fractions with errors in bins."""
     shown = rate.total > 0
     centre, half = 0.5 * (rate.edges[1:] + rate.edges[:-1]), 0.5 * np.diff(rate.edges)
@@ -147,7 +144,7 @@ def pull_histogram(ax: Axes, values: np.ndarray, name: str) -> list:
     """Pulls with the curve of a calibrated reconstruction: a unit Gaussian, for the direction a Rayleigh curve."""
     one_sided = name == "direction"
     low, high = (0.0, 4.0) if one_sided else (-5.0, 5.0)
-    histogram = hist.Hist(hist.axis.Regular(50, low, high)).fill(np.clip(values, 0.999 * low, 0.999 * high))
+    histogram: hist.Hist = hist.Hist(hist.axis.Regular(50, low, high)).fill(np.clip(values, 0.999 * low, 0.999 * high))
     artists = mplhep.histplot(histogram, ax=ax, color=BLUE, yerr=False, lw=1.4)
     x = np.linspace(low, high, 200)
     if one_sided:
@@ -161,7 +158,7 @@ def pull_histogram(ax: Axes, values: np.ndarray, name: str) -> list:
     return artists
 
 
-def coverage(ax: Axes, estimates: Mapping[str, Estimate]) -> Artist:
+def coverage(ax: Axes, estimates: Mapping[str, Estimate]) -> ErrorbarContainer:
     """Shares of 68 % intervals that hold the truth, against the expectation."""
     known = {name: e for name, e in estimates.items() if e.count}
     places = np.arange(len(known))[::-1]
@@ -190,6 +187,17 @@ def cumulative(ax: Axes, distances: Mapping[str, np.ndarray], x_label: str) -> l
 
 def _plus_minus(estimate: Estimate, unit: str) -> str:
     return f"{estimate.value:.3g} ({estimate.error:.1g}) {unit}".rstrip()
+
+
+def _density(ax: Axes, axis: hist.axis.Regular, x: np.ndarray, y: np.ndarray) -> ScalarMappable:
+    """Entries in two dimensions with the same binning; empty bins stay white."""
+    histogram: hist.Hist = hist.Hist(axis, axis).fill(x, y)
+    counts = histogram.values().T
+    norm = LogNorm(1, max(2.0, float(counts.max())))
+    mesh = ax.pcolormesh(axis.edges, axis.edges, np.ma.masked_equal(counts, 0), norm=norm, cmap="viridis")
+    mesh.set_rasterized(True)
+    ax.figure.colorbar(mesh, ax=ax, label="entries")
+    return mesh
 
 
 def _frame(ax: Axes, signed: bool) -> None:
@@ -297,18 +305,14 @@ def _direction(c: Comparison, numbers: dict) -> Figure:
     label = "angle to the true direction [deg]"
     profile_band(a, optimal["against_true_energy"], "true kinetic energy [MeV]", label)
     profile_band(b, optimal["against_true_range"], "true range [mm]", label)
-    profile_band(d, optimal["against_true_range_with_unmatched"], "true range [mm]", f"{label}, all")
+    profile_band(d, optimal["against_true_range_with_unmatched"], "true range [mm]", "angle, unmatched too [deg]")
     for ax in (b, d):
         ax.set_xscale("symlog", linthresh=1, linscale=0.4)
         ax.set_xticks([0, 0.5, 1, 2, 5, 10, 20, 50], ["0", "", "1", "2", "5", "10", "20", "50"])
     pairs, matched = c.optimal, c.optimal.matched
     reco, true = (_spherical(v[matched]) for v in (pairs.reco_direction, pairs.true_direction))
     steps = np.stack([reco[0] - true[0], (reco[1] - true[1] + 180) % 360 - 180])
-    axis = hist.axis.Regular(60, -90, 90)
-    density = hist.Hist(axis, axis).fill(*np.clip(steps, -89.9, 89.9))
-    counts = np.ma.masked_equal(density.values().T, 0)
-    mesh = e.pcolormesh(axis.edges, axis.edges, counts, norm=LogNorm(1, max(2, counts.max() or 2)), cmap="viridis")
-    figure.colorbar(mesh, ax=e, label="hadrons")
+    _density(e, hist.axis.Regular(60, -90, 90), *np.clip(steps, -89.9, 89.9))
     e.set(xlabel="theta, reco - true [deg]", ylabel="phi, reco - true [deg]")
     return figure
 

@@ -36,8 +36,8 @@ class Voxels:
             grid: (D,) number of voxels per axis.
 
         Raises:
-            VoxelError: rows that do not match, a coordinate outside the grid, an event outside the batch, or a value that is
-                NaN, infinite or negative.
+            VoxelError: rows that do not match, a coordinate outside the grid, an event outside the batch, or a value
+                that is NaN, infinite or negative.
         """
         feats = feats[:, None] if feats.ndim == 1 else feats
         _check(coords, feats, event, n_events, grid)
@@ -96,7 +96,9 @@ def _check(coords: Tensor, feats: Tensor, event: Tensor, n_events: int, grid: tu
     if coords.is_floating_point() or coords.is_complex():
         raise VoxelError(f"expected integer coords (voxel index), got {coords.dtype}")
     if not len(coords) == len(feats) == len(event):
-        raise VoxelError(f"expected as many rows in coords, feats and event; got {len(coords)}, {len(feats)} and {len(event)}")
+        raise VoxelError(
+            f"expected as many rows in coords, feats and event; got {len(coords)}, {len(feats)} and {len(event)}"
+        )
     if not len(coords):
         return
     sizes = torch.tensor(grid, device=coords.device)

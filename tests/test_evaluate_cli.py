@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 from synthetic import hit_events, reco_events, truth_events
 
 from sparsereco import cli
-from sparsereco.io import HITS, RECO, TRUTH, RootWriter
+from sparsereco.detector import Detector, Response
+from sparsereco.events import detector_of
+from sparsereco.io import HITS, RECO, TRUTH, InputError, RootWriter
 
 TOOLS = Path(__file__).parents[1] / "tools"
 N = 60
@@ -187,6 +190,16 @@ def test_a_report_is_replaced_only_when_told(
     assert evaluate(reco, sample, "-o", "report", "-f") == cli.DONE
     assert json.loads(Path("report/report.json").read_text())["events"] == N
     assert Path("report/mine.txt").read_text() == "kept"
+
+
+def test_the_detector_is_that_of_the_reconstruction() -> None:
+    detector = Detector(shape=(10, 20, 30), pitch=5.0, origin=(0.0, 1.0, 2.0), response=Response(crosstalk=0.03))
+    record = json.loads(json.dumps({"config": {"detector": asdict(detector)}}))
+    assert detector_of(record) == detector
+    assert detector_of({}) == Detector()
+    del record["config"]["detector"]["pitch"]
+    with pytest.raises(InputError, match="no detector: 'pitch'"):
+        detector_of(record)
 
 
 @pytest.mark.parametrize("argv", [[], ["absent.root", "absent.root", "-o", "report"], ["--no-such-option"]])

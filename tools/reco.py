@@ -107,17 +107,13 @@ def run(argv: list[str]) -> None:
 
 
 def load_chain(config: VertexConfig, device: str, seed: int) -> Any:
-    """The chain with its weights; a wrong checkpoint is the user's to mend."""
+    """The chain with its weights."""
     import torch
 
-    from sparsereco.checkpoint import CheckpointError
     from sparsereco.vertex.chain import VertexChain
 
     torch.manual_seed(seed)
-    try:
-        return VertexChain(config, device=device)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
+    return VertexChain(config, device=device)
 
 
 def check(

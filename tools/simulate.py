@@ -58,7 +58,9 @@ def parsers() -> jsonargparse.ArgumentParser:
         one.add_argument("--seed", type=int, required=True, metavar="N", help="seed; the same one gives the same file")
         one.add_argument("-f", "--force", action="store_true", help="replace an output that is there already")
         if kind == "vertex":
-            one.add_argument("--preset", default="conf1", choices=["conf1", "conf2"], help="particles of an interaction")
+            one.add_argument(
+                "--preset", default="conf1", choices=["conf1", "conf2"], help="particles of an interaction"
+            )
             one.add_argument("--response", default="ideal", metavar="NAME|FILE", help="ideal, superfgd, or a YAML file")
             one.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
         cli.add_verbosity(one)

@@ -1,7 +1,7 @@
 """Transformer blocks for ragged batches: linear layers see only real tokens, attention alone is padded.
 
-A crop has 10 to 50 tokens; padding every layer to the longest of a batch, as torch's own transformer layers do, would spend
-most of the time on nothing.
+A crop has 10 to 50 tokens; padding every layer to the longest of a batch, as torch's own transformer layers do, would
+spend most of the time on nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DecoderBlock(nn.Module):
         self.feed = FeedForward(width)
 
     def remember(self, memory: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor]:
-        """Keys and values of the (T, width) tokens, each (B, heads, L, width / heads); once per event, whatever the steps."""
+        """Keys and values of the (T, width) tokens, each (B, heads, L, width / heads); once for all steps."""
         padded = ragged.pad(self.key_value(memory))
         key, value = padded.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value

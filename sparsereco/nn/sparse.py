@@ -1,17 +1,23 @@
 """Sparse convolutional blocks and a U-Net in 2D and 3D; the only file that knows spconv.
 
-On the CPU spconv works only with its native algorithm and without biases, and it checks nothing: `Voxels` are sorted, unique,
-in range and contiguous by construction, and a batch without voxels never reaches it.
+On the CPU spconv works only with its native algorithm and without biases, and it checks nothing: `Voxels` are sorted,
+unique, in range and contiguous by construction, and a batch without voxels never reaches it.
 """
 
 from __future__ import annotations
 
-import spconv.pytorch as spconv
+import math
+import warnings
+
 import torch
-from spconv.core import ConvAlgo
 from torch import Tensor, nn
 
 from sparsereco.voxels import Voxels
+
+with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python have deprecated since
+    warnings.simplefilter("ignore")
+    import spconv.pytorch as spconv
+    from spconv.core import ConvAlgo
 
 _MAX_SITES = 2**32
 """spconv's kernel maps on the CPU hash with 32 bits: a batch whose grids hold more sites would alias."""
@@ -33,7 +39,10 @@ def _apply(tensor: spconv.SparseConvTensor, function: nn.Module) -> spconv.Spars
 
 
 class SparseBlock(nn.Module):
-    """Pre-activation residual block: x + conv3(relu(norm(x))) on the active voxels. The norm is per voxel, so events never mix."""
+    """Pre-activation residual block: x + conv3(relu(norm(x))) on the active voxels.
+
+    The norm is per voxel, so events never mix.
+    """
 
     def __init__(self, dims: int, channels: int, level: int) -> None:
         super().__init__()
@@ -42,6 +51,7 @@ class SparseBlock(nn.Module):
         self.conv = subm(channels, channels, 3, bias=False, indice_key=f"subm{level}", algo=_algorithm())
 
     def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
+        """The same voxels with other features."""
         out = self.conv(x.replace_feature(torch.relu(self.norm(x.features))))
         return out.replace_feature(out.features + x.features)
 
@@ -65,7 +75,9 @@ class SparseUNet(nn.Module):
         self.down, self.up, self.decode = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(channels):
             # The stem already convolves at the full grid, the dearest level.
-            self.encode.append(nn.ModuleList(SparseBlock(dims, width, level) for _ in range(blocks if level else blocks - 1)))
+            self.encode.append(
+                nn.ModuleList(SparseBlock(dims, width, level) for _ in range(blocks if level else blocks - 1))
+            )
             if level:
                 above = channels[level - 1]
                 self.down.append(down(above, width, 2, 2, bias=False, indice_key=f"down{level}", algo=algo))
@@ -77,9 +89,12 @@ class SparseUNet(nn.Module):
         """Features of every voxel, (N, channels[0]), in the order of ``voxels``."""
         if not len(voxels.coords):
             return voxels.feats.new_zeros(0, self.norm.normalized_shape[0])
-        sites = len(voxels) * torch.tensor(voxels.grid).prod().item()
+        sites = len(voxels) * math.prod(voxels.grid)
         if sites > _MAX_SITES:
-            raise ValueError(f"a batch of {len(voxels)} events on the grid {voxels.grid} has {sites:.3g} sites; at most {_MAX_SITES:.3g} fit")
+            raise ValueError(
+                f"a batch of {len(voxels)} events on the grid {voxels.grid} has {sites:.3g} sites; "
+                f"at most {_MAX_SITES:.3g} fit"
+            )
         indices = torch.cat([voxels.event[:, None].int(), voxels.coords], 1).contiguous()
         x = self.stem(spconv.SparseConvTensor(voxels.feats, indices, list(voxels.grid), len(voxels)))
         skips = []
@@ -87,6 +102,7 @@ class SparseUNet(nn.Module):
             if level:
                 skips.append(x)
                 x = self.down[level - 1](x)
+            assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 x = block(x)
         for level in reversed(range(len(skips))):

@@ -87,11 +87,14 @@ class Particles:
         return self.rotation[:, :, 2]
 
 
-def draw_interactions(bank: TrackBank, preset: Preset, detector: Detector, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Particles]:
+def draw_interactions(
+    bank: TrackBank, preset: Preset, detector: Detector, n: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Particles]:
     """Vertices and particles of ``n`` interactions.
 
     Returns:
-        (n, 3) vertices [mm], uniform at least `MARGIN` inside the detector, and the particles: in each interaction the muon first.
+        (n, 3) vertices [mm], uniform at least `MARGIN` inside the detector, and the particles, the muon of each
+        interaction first.
     """
     low = torch.tensor(detector.origin) + MARGIN
     high = torch.tensor(detector.origin) + torch.tensor(detector.size) - MARGIN
@@ -112,8 +115,13 @@ def draw_interactions(bank: TrackBank, preset: Preset, detector: Detector, n: in
     return vertex, Particles(interaction, track, pdg, bank.ke[track], rotation, vertex[interaction])
 
 
-def draw_crossing_muons(bank: TrackBank, detector: Detector, n_events: int, probability: float, generator: torch.Generator | None = None) -> Particles:
-    """Unrelated muons that enter the detector at its surface, at most one per event, through a random point in a random direction."""
+def draw_crossing_muons(
+    bank: TrackBank, detector: Detector, n_events: int, probability: float, generator: torch.Generator | None = None
+) -> Particles:
+    """Unrelated muons that enter the detector at its surface, at most one per event.
+
+    They pass through a random point of it in a random direction.
+    """
     event = torch.nonzero(torch.rand(n_events, generator=generator) < probability)[:, 0]
     pdg = torch.full_like(event, MUON)
     track = bank.sample(pdg, generator)
@@ -121,12 +129,16 @@ def draw_crossing_muons(bank: TrackBank, detector: Detector, n_events: int, prob
     low, size = torch.tensor(detector.origin), torch.tensor(detector.size)
     inside = low + size * torch.rand(len(event), 3, generator=generator)
     direction = rotation[:, :, 2]
-    back = torch.where(direction > 0, inside - low, inside - low - size) / direction  # (P, 3) to the plane behind, per axis
+    back = (
+        torch.where(direction > 0, inside - low, inside - low - size) / direction
+    )  # (P, 3) to the plane behind, per axis
     start = inside - back.min(1, keepdim=True).values * direction
     return Particles(event, track, pdg, bank.ke[track], rotation, start)
 
 
-def deposits(bank: TrackBank, particles: Particles, n_events: int, reach: float = float("inf")) -> tuple[Deposits, Tensor]:
+def deposits(
+    bank: TrackBank, particles: Particles, n_events: int, reach: float = float("inf")
+) -> tuple[Deposits, Tensor]:
     """What the particles leave in the medium.
 
     Args:
@@ -145,12 +157,20 @@ def deposits(bank: TrackBank, particles: Particles, n_events: int, reach: float 
 
 def merge(first: Deposits, second: Deposits) -> Deposits:
     """Two sets of deposits in the same events."""
-    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("position", "energy", "dedx", "event")]
-    return Deposits(*joined, n_events=first.n_events)
+    return Deposits(
+        position=torch.cat([first.position, second.position]),
+        energy=torch.cat([first.energy, second.energy]),
+        dedx=torch.cat([first.dedx, second.dedx]),
+        event=torch.cat([first.event, second.event]),
+        n_events=first.n_events,
+    )
 
 
 def random_rotations(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """(n, 3, 3) rotations, uniform over SO(3): unit quaternions from four normal numbers (K. Shoemake, Graphics Gems III, 1992)."""
+    """(n, 3, 3) rotations, uniform over SO(3).
+
+    Unit quaternions from four normal numbers (K. Shoemake, Graphics Gems III, 1992).
+    """
     w, x, y, z = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1).unbind(1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),

@@ -1,15 +1,21 @@
 """Single-particle energy deposits from Geant4, made once and kept on disk as a `Bank` of tracks.
 
-A uniform block is isotropic, so one bank of tracks that start at the origin along +z serves every vertex and every direction:
-`sparsereco.sim.compose` rotates and moves them. Geant4 runs from the wheel ``geant4-pybind`` without its data files, which
-leaves ionisation, multiple scattering and delta rays; bremsstrahlung, decays and hadronic interactions are off.
+A uniform block is isotropic, so one bank of tracks that start at the origin along +z serves every vertex and every
+direction: `sparsereco.sim.compose` rotates and moves them. Geant4 runs from the wheel ``geant4-pybind`` without its
+data files, which leaves ionisation, multiple scattering and delta rays; bremsstrahlung, decays and hadronic
+interactions are off.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -33,12 +39,12 @@ BIRKS = 0.126
 """Birks constant with which merged deposits keep their quenching exactly [mm/MeV]."""
 
 NEAR, FINE, COARSE = 90.0, 0.5, 3.0
-"""Deposits are merged within 0.5 mm up to 90 mm from the start, within 3 mm beyond: both are small against a voxel [mm]."""
+"""Deposits are merged within 0.5 mm up to 90 mm from the start, within 3 mm beyond: little against a voxel [mm]."""
 
 _STEP_LIMITS = ("MuHad", "LightIons", "Ions")
 _DATA_SETS = (
-    "G4NEUTRONHPDATA G4LEDATA G4LEVELGAMMADATA G4RADIOACTIVEDATA G4PARTICLEXSDATA G4PIIDATA G4REALSURFACEDATA G4SAIDXSDATA "
-    "G4ABLADATA G4INCLDATA G4ENSDFSTATEDATA G4CHANNELINGDATA G4NUDEXLIBDATA G4URRPTDATA"
+    "G4NEUTRONHPDATA G4LEDATA G4LEVELGAMMADATA G4RADIOACTIVEDATA G4PARTICLEXSDATA G4PIIDATA G4REALSURFACEDATA "
+    "G4SAIDXSDATA G4ABLADATA G4INCLDATA G4ENSDFSTATEDATA G4CHANNELINGDATA G4NUDEXLIBDATA G4URRPTDATA"
 ).split()
 _NEED_DATA_SETS = frozenset(
     "eBrem phot compt conv Rayl GammaGeneralProc annihil ePairProd hBrems hPairProd muBrems muPairProd CoulombScat "
@@ -48,7 +54,7 @@ _NEED_DATA_SETS = frozenset(
 
 @dataclass(frozen=True)
 class Bank:
-    """Tracks as ragged deposits: track t owns rows offsets[t] to offsets[t + 1], in ascending distance from its start."""
+    """Tracks as ragged deposits: track t owns rows offsets[t] to offsets[t + 1], by distance from its start."""
 
     position: NDArray[np.float32]  # (N, 3)
     """Relative to the start of the track, which leaves along +z [mm]."""
@@ -93,7 +99,10 @@ def make_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda don
     ke = random.uniform(low, high)
     parts, chunk = [], 500
     for start in range(0, len(pdg), chunk):
-        jobs = [(NAMES[code], energy) for code, energy in zip(pdg[start : start + chunk], ke[start : start + chunk], strict=True)]
+        jobs = [
+            (NAMES[code], energy)
+            for code, energy in zip(pdg[start : start + chunk], ke[start : start + chunk], strict=True)
+        ]
         parts.append(_merge(list(simulate(jobs, seed=seed + 1 + start))))
         on_progress(len(jobs))
     lengths = np.concatenate([part[3] for part in parts])
@@ -155,30 +164,44 @@ def _engine() -> dict[str, Any]:
     try:
         import geant4_pybind as g4
     except ImportError as error:
-        raise ImportError("the simulation needs Geant4: pip install 'sparsereco[sim]' (package geant4-pybind)") from error
+        raise ImportError(
+            "the simulation needs Geant4: pip install 'sparsereco[sim]' (package geant4-pybind)"
+        ) from error
 
     jobs: list[tuple[str, float]] = []
     events: list[NDArray[np.float64]] = []
     rows: list[tuple[float, ...]] = []
 
-    class Block(g4.G4VUserDetectorConstruction):  # type: ignore[misc]
-        def Construct(self) -> Any:  # noqa: N802
+    class Block(g4.G4VUserDetectorConstruction):
+        def Construct(self) -> Any:
             material = g4.G4NistManager.Instance().FindOrBuildMaterial("G4_POLYSTYRENE")
             box = g4.G4Box("block", 2500.0, 2500.0, 2500.0)
             volume = g4.G4LogicalVolume(box, material, "block")
             self.keep = material, box, volume
             return g4.G4PVPlacement(None, g4.G4ThreeVector(), volume, "block", None, False, 0)
 
-    class Ionisation(g4.G4VModularPhysicsList):  # type: ignore[misc]
+    class Ionisation(g4.G4VModularPhysicsList):
         def __init__(self) -> None:
             super().__init__()
             self.RegisterPhysics(g4.G4EmStandardPhysics())
             self.SetDefaultCutValue(0.2)  # mm; a delta ray that reaches further is followed
 
-        def ConstructProcess(self) -> None:  # noqa: N802
+        def ConstructProcess(self) -> None:
             super().ConstructProcess()
             table = g4.G4ParticleTable.GetParticleTable()
-            for name in [*NAMES.values(), "gamma", "e-", "e+", "mu+", "pi-", "GenericIon", "He3", "kaon+", "kaon-", "anti_proton"]:
+            for name in [
+                *NAMES.values(),
+                "gamma",
+                "e-",
+                "e+",
+                "mu+",
+                "pi-",
+                "GenericIon",
+                "He3",
+                "kaon+",
+                "kaon-",
+                "anti_proton",
+            ]:
                 particle = table.FindParticle(name)
                 manager = particle.GetProcessManager() if particle else None
                 if manager is None:
@@ -189,12 +212,12 @@ def _engine() -> dict[str, Any]:
                     if kind in _NEED_DATA_SETS or (name == "gamma" and kind != "Transportation"):
                         manager.RemoveProcess(process)
 
-    class Gun(g4.G4VUserPrimaryGeneratorAction):  # type: ignore[misc]
+    class Gun(g4.G4VUserPrimaryGeneratorAction):
         def __init__(self) -> None:
             super().__init__()
             self.gun = g4.G4ParticleGun()
 
-        def GeneratePrimaries(self, event: Any) -> None:  # noqa: N802
+        def GeneratePrimaries(self, event: Any) -> None:
             name, ke = jobs[event.GetEventID()]
             self.gun.SetParticleDefinition(g4.G4ParticleTable.GetParticleTable().FindParticle(name))
             self.gun.SetParticlePosition(g4.G4ThreeVector())
@@ -202,25 +225,26 @@ def _engine() -> dict[str, Any]:
             self.gun.SetParticleEnergy(ke)
             self.gun.GeneratePrimaryVertex(event)
 
-    class Steps(g4.G4UserSteppingAction):  # type: ignore[misc]
-        def UserSteppingAction(self, step: Any) -> None:  # noqa: N802
+    class Steps(g4.G4UserSteppingAction):
+        def UserSteppingAction(self, step: Any) -> None:
             energy = step.GetTotalEnergyDeposit()
             if energy > 0:
                 a, b = step.GetPreStepPoint().GetPosition(), step.GetPostStepPoint().GetPosition()
                 rows.append((a.x, a.y, a.z, b.x, b.y, b.z, energy, step.GetStepLength()))
 
-    class EndOfEvent(g4.G4UserEventAction):  # type: ignore[misc]
-        def EndOfEventAction(self, event: Any) -> None:  # noqa: N802
+    class EndOfEvent(g4.G4UserEventAction):
+        def EndOfEventAction(self, event: Any) -> None:
             events.append(np.array(rows, np.float64).reshape(-1, 8))
             rows.clear()
 
-    class Actions(g4.G4VUserActionInitialization):  # type: ignore[misc]
-        def Build(self) -> None:  # noqa: N802
+    class Actions(g4.G4VUserActionInitialization):
+        def Build(self) -> None:
             self.keep = Gun(), Steps(), EndOfEvent()
             for action in self.keep:
                 self.SetUserAction(action)
 
-    manager = g4.G4RunManagerFactory.CreateRunManager(g4.G4RunManagerType.Serial)
+    with _silent_stdout():
+        manager = g4.G4RunManagerFactory.CreateRunManager(g4.G4RunManagerType.Serial)
     keep = Block(), Ionisation(), Actions()
     for part in keep:
         manager.SetUserInitialization(part)
@@ -231,12 +255,35 @@ def _engine() -> dict[str, Any]:
     for kind in _STEP_LIMITS:  # short steps at the end of the range, where the voxel image is decided
         command(f"/process/eLoss/StepFunction{kind} 0.05 0.02 mm")
     manager.Initialize()
-    return {"jobs": jobs, "events": events, "seed": g4.G4Random.setTheSeed, "beam_on": manager.BeamOn, "keep": (manager, keep)}
+    return {
+        "jobs": jobs,
+        "events": events,
+        "seed": g4.G4Random.setTheSeed,
+        "beam_on": manager.BeamOn,
+        "keep": (manager, keep),
+    }
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Drops what C++ prints on stdout, Geant4's banner: a tool's stdout belongs to its user."""
+    sys.stdout.flush()
+    flush = ctypes.CDLL(None).fflush
+    kept = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _point_data_sets_at_empty_folders() -> None:
-    """geant4_pybind asks for its data sets on stdin unless each variable names a folder; a user's own variables are kept."""
+    """geant4_pybind asks for its data sets on stdin unless each variable names a folder; a user's own ones are kept."""
     empty = Path(tempfile.mkdtemp(prefix="sparsereco-geant4-"))
+    atexit.register(shutil.rmtree, empty, ignore_errors=True)
     for name in _DATA_SETS:
         if name not in os.environ:
             (empty / name).mkdir()

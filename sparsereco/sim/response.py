@@ -27,7 +27,9 @@ def quenched(energy: Tensor, dedx: Tensor, birks: float) -> Tensor:
     return energy / (1 + birks * dedx)
 
 
-def respond(deposits: Deposits, detector: Detector, light_scale: Tensor | None = None, generator: torch.Generator | None = None) -> Voxels:
+def respond(
+    deposits: Deposits, detector: Detector, light_scale: Tensor | None = None, generator: torch.Generator | None = None
+) -> Voxels:
     """Measured voxels of every event.
 
     Args:
@@ -60,7 +62,9 @@ def _inside(coords: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _leak(expected: Voxels, share: float) -> Voxels:
     """Each face neighbour takes ``share`` of a voxel's light; what would leave the detector is lost."""
-    steps = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)]).long()  # (7, 3): the voxel itself, then its neighbours
+    steps = torch.cat(
+        [torch.zeros(1, 3), torch.eye(3), -torch.eye(3)]
+    ).long()  # (7, 3): the voxel itself, then its neighbours
     weights = torch.tensor([1 - 6 * share] + [share] * 6)
     coords = (expected.coords.long()[:, None] + steps).flatten(0, 1)
     light = (expected.signal[:, None] * weights).flatten()

@@ -1,13 +1,13 @@
 """`VertexChain`: full-detector events in, vertices, hadrons, leaving tracks and their images out.
 
-    import uproot
-    from sparsereco import VertexChain
+import uproot
+from sparsereco import VertexChain
 
-    chain = VertexChain()
-    events = uproot.open("run7.root:hits").arrays()
-    reco = chain(events)
-    for event in reco:
-        print(event.event, event.vtx_x.tolist(), event.part_pdg.tolist(), event.part_ke.tolist())
+chain = VertexChain()
+events = uproot.open("run7.root:hits").arrays()
+reco = chain(events)
+for event in reco:
+    print(event.event, event.vtx_x.tolist(), event.part_pdg.tolist(), event.part_ke.tolist())
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from torch import Tensor
 from sparsereco import checkpoint
 from sparsereco.schema import RECO
 from sparsereco.vertex.config import VertexConfig
-from sparsereco.vertex.crop import Crops, cut_crops
+from sparsereco.vertex.crop import MAX_VOXELS, Crops, cut_crops, surroundings
 from sparsereco.vertex.decomposer import SPECIES, Decomposer, DecomposerConfig, Decomposition
-from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, decode
+from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, decode, embed
 from sparsereco.vertex.tracks import find_tracks
 from sparsereco.voxels import VoxelError, Voxels
-
-MAX_VOXELS = 48
-"""Brightest voxels of a crop that the decomposer sees; it was trained with as many."""
 
 MIN_SHARE = 0.02
 """A smaller share of a voxel's light is left out of a particle's image."""
@@ -70,7 +67,9 @@ class VertexChain:
         Raises:
             VoxelError: a hit outside the detector, or a signal that is NaN, infinite or negative.
         """
-        parts = [self._batch(events[i : i + self.config.batch_size]) for i in range(0, len(events), self.config.batch_size)]
+        parts = [
+            self._batch(events[i : i + self.config.batch_size]) for i in range(0, len(events), self.config.batch_size)
+        ]
         return ak.concatenate(parts) if parts else self._batch(events)
 
     def provenance(self) -> dict[str, Any]:
@@ -81,16 +80,16 @@ class VertexChain:
     def _batch(self, events: ak.Array) -> ak.Array:
         with torch.inference_mode(), torch.device(self.device):
             hits = self._voxels(events)
-            visible, place = self.finder.visible(hits)
-            logit, offset, embedding = self.finder(visible)
+            visible, _ = self.finder.visible(hits)
+            logit, offset, _ = self.finder(visible)
             settings = self.config.finder
             separation = settings.separation / self.config.detector.pitch
             vertices = decode(logit, offset, visible, settings.score_threshold, separation, settings.max_vertices)
-            context = embedding.new_zeros(len(hits.coords), embedding.shape[1]).index_put((place,), embedding)
             last = torch.tensor(self.config.detector.shape) - 1
             centre = torch.minimum(torch.floor(vertices.position).long().clamp(min=0), last)
-            tracks = find_tracks(hits, vertices.event, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
-            crops = cut_crops(hits, context, vertices.event, centre, tracks, MAX_VOXELS)
+            around = surroundings(hits, vertices.event, centre)
+            tracks = find_tracks(around, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
+            crops = cut_crops(around, embed(self.finder, around), centre, tracks, MAX_VOXELS)
             found = self.decomposer(crops, self.config.decomposer.max_hadrons)
         return self._records(events, vertices, crops, found)
 
@@ -132,34 +131,66 @@ class VertexChain:
         put("vtx", vertices.event, deviance=unfitted, ndf=torch.zeros(len(where)))
         crop = found.crop[order]
         pdg = torch.tensor(SPECIES)[found.species[order]]
-        put("part", vertices.event[crop], vtx=vertex_in_event[crop], pdg=pdg, score=found.score[order], ke=found.ke[order])
-        put("part", vertices.event[crop], ke_err=found.ke_err[order], d=found.direction[order], dir_err=found.dir_err[order])
+        put(
+            "part",
+            vertices.event[crop],
+            vtx=vertex_in_event[crop],
+            pdg=pdg,
+            score=found.score[order],
+            ke=found.ke[order],
+        )
+        put(
+            "part",
+            vertices.event[crop],
+            ke_err=found.ke_err[order],
+            d=found.direction[order],
+            dir_err=found.dir_err[order],
+        )
         tracks = crops.tracks
         leaving = (corner[tracks.crop] + tracks.point) * pitch + origin
         event = vertices.event[tracks.crop]
-        put("trk", event, **{"vtx": vertex_in_event[tracks.crop], "": leaving, "d": tracks.direction, "ke": torch.full((len(tracks),), -1.0)})
+        put(
+            "trk",
+            event,
+            **{
+                "vtx": vertex_in_event[tracks.crop],
+                "": leaving,
+                "d": tracks.direction,
+                "ke": torch.full((len(tracks),), -1.0),
+            },
+        )
         voxel, part, pe = _images(crops, found, order, vertices.event)
         event = vertices.event[crops.crop[voxel]]
         by_event = torch.argsort(event, stable=True)
         centre = ((crops.place + corner[crops.crop])[voxel] * pitch + origin)[by_event]
         put("img", event[by_event], **{"part": part[by_event], "": centre, "pe": pe[by_event]})
 
-        fields = {name: events[name] if name in ak.fields(events) else np.zeros(n, np.int64) for name in ("run", "subrun", "event")}
+        fields = {
+            name: events[name] if name in ak.fields(events) else np.zeros(n, np.int64)
+            for name in ("run", "subrun", "event")
+        }
         types = {branch.name: branch.dtype for branch in RECO.branches}
         fields |= {name: _by_event(event, value, n, types[name]) for name, (event, value) in columns.items()}
-        return ak.zip({branch.name: ak.values_astype(fields[branch.name], branch.dtype) for branch in RECO.branches}, depth_limit=1)
+        return ak.zip(
+            {branch.name: ak.values_astype(fields[branch.name], branch.dtype) for branch in RECO.branches},
+            depth_limit=1,
+        )
 
 
 def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Voxel row, particle in its event, and light of every entry of the images; what no hadron takes is the leaving track's."""
     rank = torch.empty_like(order)
     rank[order] = _rank(crop_event[found.crop[order]])
-    particle = torch.zeros(len(crops), found.share.shape[1], dtype=torch.int64).index_put((found.crop, found.step), rank)
+    particle = torch.zeros(len(crops), found.share.shape[1], dtype=torch.int64).index_put(
+        (found.crop, found.step), rank
+    )
     voxel, step = (found.share >= MIN_SHARE).nonzero(as_tuple=True)
     hadrons = voxel, particle[crops.crop[voxel], step], crops.signal[voxel] * found.share[voxel, step]
 
     track_rank = _rank(crop_event[crops.tracks.crop])
-    lead = torch.full((len(crops),), -1).index_put((crops.tracks.crop.flip(0),), track_rank.flip(0))  # the first one wins
+    lead = torch.full((len(crops),), -1).index_put(
+        (crops.tracks.crop.flip(0),), track_rank.flip(0)
+    )  # the first one wins
     taken = torch.where(found.share >= MIN_SHARE, found.share, 0.0).sum(1)
     voxel = ((1 - taken >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
     leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * (1 - taken[voxel])

@@ -12,6 +12,12 @@ from sparsereco.voxels import Voxels
 HALF = 3
 """A crop reaches this many voxels from its central one: 7 x 7 x 7."""
 
+REACH = 11
+"""Hits up to this many voxels from the centre are looked at: 8 beyond the crop, so far a 300 MeV muon is straight."""
+
+MAX_VOXELS = 28
+"""Brightest voxels of a crop that the decomposer sees; what is left out is mostly crosstalk."""
+
 
 @dataclass(frozen=True)
 class Tracks:
@@ -44,38 +50,43 @@ class Crops:
         return len(self.centre)
 
 
-def neighbours(hits: Voxels, event: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All hits of the event of each crop.
+def surroundings(hits: Voxels, event: Tensor, centre: Tensor) -> Voxels:
+    """The hits around each crop, as one event per crop.
 
     Args:
         hits: events.
         event: (V,) int64, event of each crop.
         centre: (V, 3) int64, central voxel of each crop.
-
-    Returns:
-        (N,) row of ``hits``, (N,) crop, and (N,) Chebyshev distance to the centre of the crop [voxels].
     """
     counts = hits.offsets.diff()[event]
     crop = torch.repeat_interleave(torch.arange(len(centre)), counts)
     row = torch.arange(len(crop)) + (hits.offsets[event] - (counts.cumsum(0) - counts))[crop]
-    return row, crop, (hits.coords[row] - centre[crop]).abs().amax(1)
+    near = distance(hits.coords[row], centre[crop]) <= REACH
+    row, crop = row[near], crop[near]
+    counts = torch.bincount(crop, minlength=len(centre))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Voxels(hits.coords[row].contiguous(), hits.feats[row].contiguous(), offsets, hits.grid)
 
 
-def cut_crops(hits: Voxels, context: Tensor, event: Tensor, centre: Tensor, tracks: Tracks, max_voxels: int) -> Crops:
-    """Cuts the crop around each centre out of its event.
+def distance(coords: Tensor, centre: Tensor) -> Tensor:
+    """Chebyshev distance (N,) between voxels (N, 3) [voxels]."""
+    return (coords - centre).abs().amax(1)
+
+
+def cut_crops(around: Voxels, context: Tensor, centre: Tensor, tracks: Tracks, max_voxels: int) -> Crops:
+    """Cuts the crops out of their surroundings.
 
     Args:
-        hits: events; context: (N, E) the finder's embedding of each hit.
-        event: (V,) event of each crop; centre: (V, 3) its central voxel.
+        around: one event per crop, from `surroundings`.
+        context: (N, E) the finder's embedding of each of its voxels.
+        centre: (V, 3) central voxel of each crop.
         tracks: the leaving tracks of the crops.
         max_voxels: only the brightest so many are kept; what is left out is mostly crosstalk.
     """
-    row, crop, distance = neighbours(hits, event, centre)
-    inside = distance <= HALF
-    row, crop = row[inside], crop[inside]
-    order = torch.argsort(hits.signal[row], descending=True, stable=True)
-    order = order[torch.argsort(crop[order], stable=True)]
-    row, crop = row[order], crop[order]
-    rank = torch.arange(len(crop)) - torch.searchsorted(crop, crop)
-    row, crop = row[rank < max_voxels], crop[rank < max_voxels]
-    return Crops(hits.coords[row].long() - centre[crop], hits.signal[row], context[row], crop, centre, tracks)
+    row = (distance(around.coords, centre[around.event]) <= HALF).nonzero()[:, 0]
+    row = row[torch.argsort(around.signal[row], descending=True, stable=True)]
+    row = row[torch.argsort(around.event[row], stable=True)]
+    crop = around.event[row]
+    keep = torch.arange(len(crop)) - torch.searchsorted(crop, crop) < max_voxels
+    row, crop = row[keep], crop[keep]
+    return Crops(around.coords[row].long() - centre[crop], around.signal[row], context[row], crop, centre, tracks)

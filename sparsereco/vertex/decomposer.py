@@ -1,9 +1,10 @@
 """The decomposer: a transformer that takes a crop apart into its vertex and its hadrons.
 
-Every crop is turned by one of the 48 symmetries of the voxel grid so that its longest leaving track points into one wedge of
-the sphere: the network learns one forty-eighth of the problem. The encoder first estimates the vertex, then sees every voxel
-relative to it. The decoder names hadrons one by one in descending energy; each step is a mixture density over energy and
-direction, so hadrons of near-equal energy may come in either order, and every error is a predicted one.
+Every crop is turned by one of the 48 symmetries of the voxel grid so that its longest leaving track points into one
+wedge of the sphere: the network learns one forty-eighth of the problem. The encoder first estimates the vertex, then
+sees every voxel relative to it. The decoder names hadrons one by one in descending energy; each step is a mixture
+density over energy and direction, so hadrons of near-equal energy may come in either order, and every error is a
+predicted one.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ _LAPLACE_68 = math.log(1 / 0.32)  # |x| < this many scales in 68 % of a Laplace 
 class DecomposerConfig:
     """What the decomposer's network looks like."""
 
-    width: int = 96
+    width: int = 112
     """Features of a token."""
     heads: int = 4
     first_blocks: int = 2
     """Encoder blocks before the vertex is estimated."""
     second_blocks: int = 3
     """Encoder blocks that see voxels relative to the estimate."""
-    decoder_blocks: int = 2
+    decoder_blocks: int = 3
     context: int = 16
     """Features of the finder's embedding of a voxel."""
 
@@ -106,12 +107,18 @@ class Decomposition:
 class Decomposer(nn.Module):
     """Crops to vertices and hadrons."""
 
+    vertex_calibration: Tensor
+    ke_calibration: Tensor
+    dir_calibration: Tensor
+
     def __init__(self, settings: DecomposerConfig) -> None:
         super().__init__()
         self.settings = settings
         width, heads = settings.width, settings.heads
         self.axes = nn.Embedding(3 * (2 * HALF + 1), width)
-        self.voxel = nn.Sequential(nn.Linear(_VOXEL_FEATURES + settings.context, width), nn.GELU(), nn.Linear(width, width))
+        self.voxel = nn.Sequential(
+            nn.Linear(_VOXEL_FEATURES + settings.context, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.track = nn.Sequential(nn.Linear(_TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.summary = nn.Parameter(0.02 * torch.randn(width))
         self.first = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.first_blocks))
@@ -123,7 +130,9 @@ class Decomposer(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS + 1, width))
         self.hadron = nn.Sequential(nn.Linear(4 + len(SPECIES), width), nn.GELU(), nn.Linear(width, width))
         self.decoder = nn.ModuleList(DecoderBlock(width, heads) for _ in range(settings.decoder_blocks))
-        self.step_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES) + 1))
+        self.step_head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES) + 1)
+        )
         self.share_query, self.share_key = nn.Linear(width, 32), nn.Linear(width, 32)
         # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events.
         self.register_buffer("vertex_calibration", torch.ones(()))
@@ -159,11 +168,13 @@ class Decomposer(nn.Module):
         """Densities of the next hadron after each prefix.
 
         Args:
-            named: (V, S, 4 + len(SPECIES)) the hadrons before, from `_name`; the density of step s depends on the first s.
+            named: (V, S, 4 + len(SPECIES)) the hadrons before, from `_name`; the density of step s depends on the
+                first s.
         """
         first = (self.start + encoded.memory[encoded.ragged.slot == 0])[:, None]
         x = torch.cat([first, self.hadron(named)], 1) + self.place[: named.shape[1] + 1]
         for block in self.decoder:
+            assert isinstance(block, DecoderBlock)
             x = block(x, block.remember(encoded.memory, encoded.ragged), encoded.ragged.mask)
         keys = encoded.ragged.pad(self.share_key(encoded.memory))
         share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
@@ -196,7 +207,9 @@ class Decomposer(nn.Module):
 
         exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]  # (V, S)
         asked = torch.arange(MAX_HADRONS + 1) <= hadrons.count[:, None]  # (V, S + 1): the step after the last says stop
-        more = binary_cross_entropy_with_logits(steps.more, torch.nn.functional.pad(exists, (0, 1)).float(), reduction="none")
+        more = binary_cross_entropy_with_logits(
+            steps.more, torch.nn.functional.pad(exists, (0, 1)).float(), reduction="none"
+        )
         kinematics = -_log_density(steps, direction, hadrons.ke / ENERGY)[exists]
         species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
         n = max(len(crops), 1)
@@ -230,7 +243,9 @@ class Decomposer(nn.Module):
             if not bool(going.any()):
                 break
             named = torch.cat([named, _name(direction, ke * ENERGY, species)[:, None]], 1)
-        going, species, score, ke, scale, direction, kappa, share = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+        going, species, score, ke, scale, direction, kappa, share = (
+            torch.stack(parts, 1) for parts in zip(*found, strict=True)
+        )
         crop, step = going.nonzero(as_tuple=True)
         back = encoded.turn.mT
         share = share * going[crops.crop]
@@ -269,7 +284,9 @@ def _leading(crops: Crops) -> tuple[Tensor, _Line]:
     lead = torch.ones(len(tracks), dtype=torch.bool)
     lead[1:] = tracks.crop[1:] != tracks.crop[:-1]
     owner = tracks.crop[lead]
-    point, direction = (torch.zeros(n, 3).index_copy(0, owner, value[lead]) for value in (tracks.point, tracks.direction))
+    point, direction = (
+        torch.zeros(n, 3).index_copy(0, owner, value[lead]) for value in (tracks.point, tracks.direction)
+    )
     light = torch.zeros(n).index_copy(0, owner, tracks.light[lead])
     # Without a track the light itself gives the axis.
     dipole = torch.zeros(n, 3).index_add(0, crops.crop, crops.place * crops.signal[:, None])
@@ -278,7 +295,7 @@ def _leading(crops: Crops) -> tuple[Tensor, _Line]:
 
 
 def canonical_turn(axis: Tensor) -> Tensor:
-    """The symmetry of the cube that turns each axis (V, 3) into x >= y >= z >= 0, as (V, 3, 3) signed permutation matrices."""
+    """The symmetry of the cube that turns each axis (V, 3) into x >= y >= z >= 0, (V, 3, 3) signed permutations."""
     order = axis.abs().argsort(dim=1, descending=True, stable=True)
     sign = torch.where(axis < 0, -1.0, 1.0).gather(1, order)
     return torch.zeros(len(axis), 3, 3).scatter(2, order[:, :, None], sign[:, :, None])
@@ -294,7 +311,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chord(centre: Tensor, point: Tensor, direction: Tensor, start: float = -math.inf) -> Tensor:
-    """(N, 1) path of a line in a unit voxel around ``centre``; from ``start`` on, counted along the line from ``point``."""
+    """(N, 1) path of a line in a unit voxel around ``centre``, from ``start`` on (counted from ``point``)."""
     slope = torch.where(direction.abs() < 1e-4, 1e-4, direction)
     a, b = (centre - 0.5 - point) / slope, (centre + 0.5 - point) / slope
     enter = torch.minimum(a, b).amax(1, keepdim=True).clamp(min=start)
@@ -312,12 +329,14 @@ def _voxel_features(crops: Crops, place: Tensor, line: _Line) -> Tensor:
     aside = place - point - along * direction
     chord = _chord(place, point, direction)
     expected = chord * line.light[crops.crop, None]
-    return torch.cat([place / HALF, *_light(light), along / 5, aside.clamp(-4, 4) / 2, aside.norm(dim=1, keepdim=True).clamp(max=4) / 2,
-                      chord, *_light(expected), (light - expected) / 300, (light + 20).log() - (expected + 20).log()], 1)  # fmt: skip
+    off_line = aside.norm(dim=1, keepdim=True)
+    excess = (light + 20).log() - (expected + 20).log()
+    return torch.cat([place / HALF, *_light(light), along / 5, aside.clamp(-4, 4) / 2, off_line.clamp(max=4) / 2,
+                      chord, *_light(expected), (light - expected) / 300, excess], 1)  # fmt: skip
 
 
 def _relative_features(crops: Crops, place: Tensor, vertex: Tensor, scale: Tensor, line: _Line) -> Tensor:
-    """(N, _RELATIVE_FEATURES): the voxel seen from the estimated vertex, and the light that the leaving track does not explain."""
+    """(N, _RELATIVE_FEATURES): the voxel seen from the estimated vertex, and the light beyond the leaving track's."""
     vertex, scale, direction = vertex[crops.crop], scale[crops.crop], line.direction[crops.crop]
     arm = place - vertex
     distance = arm.norm(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
-"""The finder: a sparse U-Net over the active voxels of the whole detector, which scores each voxel as an interaction vertex.
+"""The finder: a sparse U-Net over the active voxels of the whole detector, which scores each as an interaction vertex.
 
-A voxel gets a logit and an offset to the vertex. Neighbouring voxels that score join into one candidate, whose position is the
-mean of what they point at; so an event has any number of vertices, and an empty one has none.
+A voxel gets a logit and an offset to the vertex. Neighbouring voxels that score join into one candidate, whose position
+is the mean of what they point at; so an event has any number of vertices, and an empty one has none.
 """
 
 from __future__ import annotations
@@ -52,12 +52,20 @@ class Finder(nn.Module):
         return hits.select(seen), seen.nonzero()[:, 0]
 
     def forward(self, hits: Voxels) -> tuple[Tensor, Tensor, Tensor]:
-        """Logit (N,), offset to the vertex (N, 3) [voxels] and embedding (N, channels[0]) of the voxels of ``visible``."""
+        """Logit (N,), offset to the vertex (N, 3) [voxels] and embedding (N, channels[0]) of what is ``visible``."""
         light = hits.signal
         feats = torch.stack([torch.log(light / 100), (light / 200).clamp(max=8), torch.ones_like(light)], 1)
         embedding = self.unet(hits.with_feats(feats))
         out = self.head(embedding)
         return out[:, 0], out[:, 1:], embedding
+
+
+@torch.no_grad()
+def embed(finder: Finder, hits: Voxels) -> Tensor:
+    """(N, channels[0]) embedding of every hit, zero where the finder does not look."""
+    visible, rows = finder.visible(hits)
+    embedding = finder(visible)[2]
+    return embedding.new_zeros(len(hits.coords), embedding.shape[1]).index_put((rows,), embedding)
 
 
 def finder_loss(logit: Tensor, offset: Tensor, hits: Voxels, vertex: Tensor, vertex_event: Tensor) -> dict[str, Tensor]:
@@ -98,7 +106,9 @@ def finder_targets(hits: Voxels, vertex: Tensor, vertex_event: Tensor) -> tuple[
     return target, to_vertex, distance < 3.0
 
 
-def decode(logit: Tensor, offset: Tensor, hits: Voxels, score_threshold: float, separation: float, max_vertices: int) -> Vertices:
+def decode(
+    logit: Tensor, offset: Tensor, hits: Voxels, score_threshold: float, separation: float, max_vertices: int
+) -> Vertices:
     """Vertex candidates from the finder's output.
 
     Args:

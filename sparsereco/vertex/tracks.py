@@ -1,7 +1,7 @@
 """Leaving tracks: every track that leaves the 7x7x7 crop around a vertex, found from the hits around the crop alone.
 
-Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track, and a straight
-line is fitted to it. All vertices of a batch are handled at once.
+Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track, and a
+straight line is fitted to it. All vertices of a batch are handled at once.
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from sparsereco.vertex.crop import HALF, Tracks, neighbours
+from sparsereco.vertex.crop import HALF, REACH, Tracks, distance
 from sparsereco.voxels import Voxels
 
-REACH = 11
-"""Hits up to this many voxels from the centre are used: 8 beyond the crop, where a 300 MeV muon still looks straight."""
 
-
-def find_tracks(hits: Voxels, crop_event: Tensor, centre: Tensor, min_pe: float = 10.0, max_tracks: int = 4) -> Tracks:
+def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks: int = 4) -> Tracks:
     """Finds the leaving tracks of every crop.
 
     Args:
-        hits: events; channel 0 is the signal [p.e.].
-        crop_event: (V,) int64, event of each crop.
+        around: one event per crop, from `crop.surroundings`; channel 0 is the signal [p.e.].
         centre: (V, 3) int64, central voxel of each crop.
         min_pe: weaker hits (crosstalk, noise) are not joined to tracks [p.e.].
         max_tracks: only so many per crop, those with most hits.
     """
-    shell, owner, distance = _shell(hits, crop_event, centre, min_pe)
-    place = shell.coords.float() - centre[owner].float()  # (N, 3)
-    piece, n_pieces = _connect(shell, owner)
-    touches = torch.full((n_pieces,), REACH + 1).scatter_reduce_(0, piece, distance, "amin") == HALF + 1
+    beyond = distance(around.coords, centre[around.event])
+    keep = (beyond > HALF) & (around.signal >= min_pe)
+    shell, beyond = around.select(keep), beyond[keep].long()
+    place = shell.coords.float() - centre[shell.event].float()  # (N, 3)
+    piece, n_pieces = _connect(shell)
+    touches = torch.full((n_pieces,), REACH + 1).scatter_reduce_(0, piece, beyond, "amin") == HALF + 1
 
     keep = touches[piece]
     rank = torch.cumsum(touches, 0) - 1
-    piece, place, owner, signal = rank[piece[keep]], place[keep], owner[keep], shell.signal[keep]
+    piece, place, owner, signal = rank[piece[keep]], place[keep], shell.event[keep], shell.signal[keep]
     n = int(touches.sum())
     crop = torch.zeros(n, dtype=torch.int64).index_copy_(0, piece, owner)
     tracks = _fit(crop, piece, place, signal, n)
@@ -46,34 +44,26 @@ def find_tracks(hits: Voxels, crop_event: Tensor, centre: Tensor, min_pe: float 
     return Tracks(**{name: value[order] for name, value in vars(tracks).items()})
 
 
-def _shell(hits: Voxels, crop_event: Tensor, centre: Tensor, min_pe: float) -> tuple[Voxels, Tensor, Tensor]:
-    """Hits outside each crop but within reach, as one event per crop; their crop and their Chebyshev distance to its centre."""
-    row, owner, distance = neighbours(hits, crop_event, centre)
-    keep = (distance > HALF) & (distance <= REACH) & (hits.signal[row] >= min_pe)
-    row, owner, distance = row[keep], owner[keep], distance[keep]
-    counts = torch.bincount(owner, minlength=len(centre))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Voxels(hits.coords[row], hits.feats[row], offsets, hits.grid), owner, distance.long()
-
-
-def _connect(voxels: Voxels, event: Tensor) -> tuple[Tensor, int]:
+def _connect(voxels: Voxels) -> tuple[Tensor, int]:
     """Connected pieces over the 26 neighbours; (N,) piece of each voxel, and how many there are."""
     n = len(voxels.coords)
     coords = voxels.coords.long() + 1  # a guard row on each side, so that a step never wraps into the next line
     sizes = [size + 2 for size in voxels.grid]
-    key = ((event * sizes[0] + coords[:, 0]) * sizes[1] + coords[:, 1]) * sizes[2] + coords[:, 2]
+    key = ((voxels.event * sizes[0] + coords[:, 0]) * sizes[1] + coords[:, 1]) * sizes[2] + coords[:, 2]
     steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) > (0, 0, 0)]
     offsets = torch.tensor([(x * sizes[1] + y) * sizes[2] + z for x, y, z in steps])
     wanted = key + offsets[:, None]  # (13, N)
     found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
     near = key[found] == wanted
     a, b = near.nonzero()[:, 1].numpy(), found[near].numpy()
-    n_pieces, piece = connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
+    n_pieces, piece = (
+        connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
+    )
     return torch.as_tensor(piece, dtype=torch.int64), n_pieces
 
 
 def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> Tracks:
-    """Straight line through each piece: principal axis of the signal, refitted with less weight for hits off the line."""
+    """Straight line through each piece: principal axis of the signal, refitted with less weight for hits off it."""
     weight = signal.clamp(max=400.0)  # the stopping end of a track must not pull the line
     for _ in range(3):
         mean = _mean(place, weight, piece, n)
@@ -90,7 +80,10 @@ def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> 
     along = (offset * direction[piece]).sum(1)
 
     hits = torch.bincount(piece, minlength=n).float()
-    ends = [along.new_full((n,), sign * -1e9).scatter_reduce_(0, piece, along, how) for sign, how in ((1, "amax"), (-1, "amin"))]
+    ends = [
+        along.new_full((n,), sign * -1e9).scatter_reduce_(0, piece, along, how)
+        for sign, how in ((1, "amax"), (-1, "amin"))
+    ]
     length = ends[0] - ends[1] + 1
     light = torch.zeros(n).index_add_(0, piece, signal) / length
     rms = _mean(off_line[:, None], torch.ones_like(signal), piece, n)[:, 0].sqrt()
@@ -103,9 +96,14 @@ def _mean(values: Tensor, weight: Tensor, piece: Tensor, n: int) -> Tensor:
 
 
 def _leaving_point(mean: Tensor, direction: Tensor) -> Tensor:
-    """Where each line leaves the crop; for a line that misses the crop, its nearest approach to the centre, moved onto the crop."""
+    """Where each line leaves the crop.
+
+    For a line that misses the crop, its nearest approach to the centre, moved onto the crop.
+    """
     half = HALF + 0.5
-    planes = torch.stack([(-half - mean) / direction, (half - mean) / direction])  # (2, T, 3) path to either face, per axis
+    planes = torch.stack(
+        [(-half - mean) / direction, (half - mean) / direction]
+    )  # (2, T, 3) path to either face, per axis
     planes = planes.nan_to_num(0.0, 1e9, -1e9)
     enter, leave = planes.amin(0).amax(1), planes.amax(0).amin(1)
     nearest = -(mean * direction).sum(1)

@@ -1,0 +1,197 @@
+"""What the vertex stages are trained on: endless streams of composed events, the losses on them, and the calibration of errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sparsereco.detector import Detector, Response
+from sparsereco.sim.compose import PRESETS, TrackBank
+from sparsereco.sim.geant4 import MUON
+from sparsereco.sim.response import quenched
+from sparsereco.sim.sample import Sample, draw_sample
+from sparsereco.vertex.crop import HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings
+from sparsereco.vertex.decomposer import MAX_HADRONS, SPECIES, Decomposer, Hadrons
+from sparsereco.vertex.finder import Finder, embed, finder_loss
+from sparsereco.vertex.tracks import find_tracks
+
+
+@dataclass(frozen=True)
+class EventStream:
+    """What the events of a training look like: both presets, both responses, and a light yield that is never quite known."""
+
+    bank: str = "banks/vertex.npz"
+    """File of `tools/simulate.py bank`."""
+    conf2: float = 0.4
+    """Share of batches of preset conf2; the others are conf1."""
+    superfgd: float = 0.4
+    """Share of batches with the superfgd response; the others are ideal."""
+    light_spread: float = 0.04
+    """Relative spread of the light yield from event to event."""
+    crosstalk_loss: tuple[float, float] = (1.0, 1.22)
+    """Range of a further factor where there is crosstalk: experiments quote the light yield before or after the loss."""
+    detector: Detector = field(default_factory=Detector)
+
+
+SUPERFGD = Response(crosstalk=0.03, threshold=3.0, noise_hits=20.0, crossing_muons=0.3)
+
+
+def draw_batch(
+    stream: EventStream,
+    bank: TrackBank,
+    n: int,
+    generator: torch.Generator,
+    reach: float = float("inf"),
+    pile_up: float = 0.0,
+) -> Sample:
+    """Composes ``n`` events of a random preset and response; ``reach`` and ``pile_up`` as in `draw_sample`."""
+    detector, preset = stream.detector, PRESETS["conf2" if _chance(stream.conf2, generator) else "conf1"]
+    light = 1 + stream.light_spread * torch.randn(n, generator=generator)
+    if _chance(stream.superfgd, generator):
+        detector = replace(detector, response=SUPERFGD)
+        low, high = stream.crosstalk_loss
+        light = light * (low + (high - low) * torch.rand(n, generator=generator))
+    return draw_sample(bank, preset, detector, n, generator, light.clamp(min=0.5), reach, pile_up)
+
+
+def _in_voxels(position: Tensor, detector: Detector) -> Tensor:
+    return (position - torch.tensor(detector.origin)) / detector.pitch
+
+
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < probability)
+
+
+def finder_step(
+    model: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Losses of the finder on a fresh batch."""
+    batch = draw_batch(stream, bank, n, generator, pile_up=0.06)
+    visible, _ = model.visible(batch.hits)
+    logit, offset, _ = model(visible)
+    return finder_loss(logit, offset, visible, _in_voxels(batch.vertex, stream.detector), batch.event)
+
+
+def decomposer_batch(
+    finder: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
+) -> tuple[Crops, Tensor, Hadrons]:
+    """Crops as the chain will cut them, with reconstructed tracks and the finder's embedding; true vertices and hadrons."""
+    batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
+    vertex = _in_voxels(batch.vertex, stream.detector)
+    own = torch.floor(vertex)
+    # The finder is right to a few mm; now and then it is off by a voxel.
+    wide = torch.rand(n, 1, generator=generator) < 0.15
+    guess = vertex + torch.where(wide, 0.7, 0.2) * torch.randn(n, 3, generator=generator)
+    centre = torch.minimum(torch.maximum(torch.floor(guess), own - 1), own + 1).long()
+    around = surroundings(batch.hits, torch.arange(n), centre)
+    context = embed(finder, around)
+    forget = torch.rand(n, generator=generator) < 0.1
+    context = context * ~forget[around.event, None]
+    crops = cut_crops(around, context, centre, find_tracks(around, centre), MAX_VOXELS)
+    return crops, vertex - centre - 0.5, _true_hadrons(batch, crops, stream.detector)
+
+
+def _true_hadrons(batch: Sample, crops: Crops, detector: Detector) -> Hadrons:
+    """The hadrons of each interaction, padded, and their shares in the light of the voxels of the crops."""
+    particles, n = batch.particles, len(crops)
+    rows = (particles.pdg != MUON).nonzero()[:, 0]
+    interaction = particles.interaction[rows]
+    count = torch.bincount(interaction, minlength=n)
+    slot = torch.arange(len(rows)) - (count.cumsum(0) - count)[interaction]
+    species = torch.zeros(n, MAX_HADRONS, dtype=torch.int64)
+    for index, code in enumerate(SPECIES):
+        of_code = particles.pdg[rows] == code
+        species[interaction[of_code], slot[of_code]] = index
+    ke = torch.zeros(n, MAX_HADRONS).index_put((interaction, slot), particles.ke[rows])
+    direction = torch.zeros(n, MAX_HADRONS, 3).index_put((interaction, slot), particles.direction[rows])
+
+    # Light of every particle in every voxel of its 7 x 7 x 7 crop; column 0 of a crop is the muon, column 1 + s hadron s.
+    side = 2 * HALF + 1
+    column = torch.zeros(len(particles.pdg), dtype=torch.int64).index_put((rows,), 1 + slot)
+    made = batch.deposits
+    place = torch.floor(_in_voxels(made.position, detector)).long() - crops.centre[made.event] + HALF
+    inside = ((place >= 0) & (place < side)).all(1)
+    cell = ((made.event * side + place[:, 0]) * side + place[:, 1]) * side + place[:, 2]
+    light = torch.zeros(n * side**3, 1 + MAX_HADRONS)
+    visible = quenched(made.energy, made.dedx, detector.response.birks)
+    light.view(-1).index_add_(0, (cell * (1 + MAX_HADRONS) + column[batch.owner])[inside], visible[inside])
+    place = crops.place + HALF
+    seen = light[((crops.crop * side + place[:, 0]) * side + place[:, 1]) * side + place[:, 2]]
+    return Hadrons(ke, direction, species, count, seen[:, 1:] / seen.sum(1, keepdim=True).clamp(min=1e-6))
+
+
+def decomposer_step(
+    model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Losses of the decomposer on a fresh batch."""
+    crops, vertex, hadrons = decomposer_batch(finder, stream, bank, n, generator)
+    return model.loss(crops, vertex, hadrons, generator)
+
+
+def calibrate(model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, batches: int, seed: int) -> dict[str, float]:
+    """Scales the model's predicted errors so that 68 % intervals hold 68 % of held-out events, and measures it there.
+
+    Args:
+        model: its calibration buffers are set.
+        finder: gives the embedding.
+        stream: what to calibrate on; its bank should hold tracks that were not trained on.
+        bank: the tracks of ``stream.bank``.
+        batches: of 500 events.
+        seed: of the events.
+
+    Returns:
+        Medians and 68 % quantiles: ``vertex`` [mm], ``ke`` [MeV], ``angle`` [deg] above 20 MeV, and ``count``, the share of events with
+        the right number of hadrons.
+    """
+    for buffer in (model.vertex_calibration, model.ke_calibration, model.dir_calibration):
+        buffer.fill_(1.0)
+    pitch = stream.detector.pitch
+    vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right = ([] for _ in range(8))
+    for k in range(batches):
+        generator = torch.Generator().manual_seed(seed + k)
+        crops, true_vertex, hadrons = decomposer_batch(finder, stream, bank, 500, generator)
+        found = model(crops)
+        residual = found.vertex - true_vertex
+        vertex.append(residual.norm(dim=1) * pitch)
+        vertex_pull.append((residual / found.vertex_err).abs().flatten())
+        named = torch.bincount(found.crop, minlength=len(crops))
+        right.append((named == hadrons.count).float())
+        for crop, slot, row in _pairs(found.crop, found.ke, found.direction, hadrons):
+            ke.append((found.ke[row] - hadrons.ke[crop, slot]).abs())
+            ke_pull.append(ke[-1] / found.ke_err[row])
+            angle.append(torch.acos((found.direction[row] * hadrons.direction[crop, slot]).sum(-1).clamp(-1, 1)))
+            angle_pull.append(angle[-1] / found.dir_err[row])
+            energy.append(hadrons.ke[crop, slot])
+    joined = [torch.cat(part) for part in (vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right)]
+    vertex_, vertex_pull_, ke_, ke_pull_, angle_, angle_pull_, energy_, right_ = joined
+    model.vertex_calibration.fill_(float(vertex_pull_.quantile(0.6827)))
+    model.ke_calibration.fill_(float(ke_pull_.quantile(0.6827)))
+    model.dir_calibration.fill_(float(angle_pull_.quantile(0.6827)) / RAYLEIGH_68)
+    return {
+        "vertex": float(vertex_.median()),
+        "ke": float(ke_.quantile(0.6827)),
+        "angle": float(torch.rad2deg(angle_[energy_ > 20].median())),
+        "count": float(right_.mean()),
+    }
+
+
+RAYLEIGH_68 = 1.5151
+"""68.27 % of a two-dimensional normal distribution lie within this many standard deviations."""
+
+
+def _pairs(crop: Tensor, ke: Tensor, direction: Tensor, hadrons: Hadrons) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Optimal pairs in each crop that has both: crop, slot of the true hadron, row of the found one."""
+    pairs = []
+    first = torch.searchsorted(crop, torch.arange(len(hadrons.count) + 1))
+    for c in range(len(hadrons.count)):
+        rows = torch.arange(int(first[c]), int(first[c + 1]))
+        n = int(hadrons.count[c])
+        energy = (ke[rows, None] - hadrons.ke[c, :n]).abs() / 5
+        angle = torch.rad2deg(torch.acos((direction[rows] @ hadrons.direction[c, :n].T).clamp(-1, 1))) / 30
+        row, slot = linear_sum_assignment(np.asarray(energy + angle))
+        pairs.append((torch.full((len(row),), c), torch.as_tensor(slot), rows[torch.as_tensor(row)]))
+    return pairs
