@@ -114,7 +114,8 @@ def energies(crop: Crop, true_total: np.ndarray, detector: Detector) -> dict[str
 
     def unfolded(fit: Fit, terms: np.ndarray) -> np.ndarray:
         _, per_light, per_path = fit(terms)
-        light = np.maximum(terms[:, 1] + per_path / per_light * terms[:, 2], 0)
+        ratio = per_path / per_light if per_light else 0.0  # 0 where no event has any hadron
+        light = np.maximum(terms[:, 1] + ratio * terms[:, 2], 0)
         line = np.stack([np.ones(len(light)), birks_unfolded(light, crop.extent, detector)], axis=1)
         return line @ fit(line)
 

@@ -63,9 +63,13 @@ def metadata(path: str | Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("sparsereco")
     except SafetensorError as error:
         raise CheckpointError(f"checkpoint {path} is no safetensors file: {error}") from error
-    if text is None:
-        raise CheckpointError(f"checkpoint {path} was not written by sparsereco: it has no 'sparsereco' metadata")
-    return json.loads(text)
+    try:
+        info = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        info = {}
+    if not {"class", "config"} <= set(info):
+        raise CheckpointError(f"checkpoint {path} was not written by sparsereco: its metadata name no class and config")
+    return info
 
 
 def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) -> Model:

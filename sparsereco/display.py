@@ -1,7 +1,10 @@
 """One event as one self-contained page: voxels, reconstruction and truth in 3D, for any browser, without a network.
 
 Voxels are drawn as cubes to scale. A hadron is an arrow as long as its range, a leaving track an arrow beyond the point
-where it leaves the crop. Clicking an entry of the legend hides it; buttons choose between the vertex and the detector.
+where it leaves the crop. The image of a particle, its part of the light, is cubes in the colour of its arrow.
+
+Clicking an entry of the legend hides or shows it; buttons choose between the vertex and the detector, and put the
+images in the place of the hits.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ BEYOND = 40.0
 """How far a leaving track is drawn beyond the point where it leaves the crop [mm]."""
 SPECIES_COLOURS = {2212: "#d55e00", 1000010020: "#009e73", 1000010030: "#aa3377", 1000020040: "#8c6d1f"}
 OTHER_COLOUR, TRACK_COLOUR, TRUTH_COLOUR = "#555555", "#0072b2", "#111111"
+HIT_EDGE, IMAGE_EDGE = 0.92, 0.84
+"""Edge of the cube of a hit, and of an image that takes all light of its voxel, in units of the pitch."""
+HITS, IMAGES = "hits", "images"
+"""Legend groups that the button swaps."""
 
 # A cube: its corners in units of half its edge, and two triangles per face.
 _CORNERS = np.array(list(product((-1, 1), repeat=3)))
@@ -49,34 +56,28 @@ def event_figure(
     if hits is not None and len(hits.hit_pe):
         traces.append(_voxels(hits, detector))
     if reco is not None:
-        traces += _reconstruction(reco)
+        traces += [*_reconstruction(reco), *_images(reco, hits, detector)]
     if truth is not None:
         traces += _truth(truth, detector)
     figure = go.Figure(traces)
     centre = _centre(hits, truth, reco)
     whole = _view(np.array(detector.origin) + np.array(detector.size) / 2, np.array(detector.size) / 2)
     near = whole if centre is None else _view(centre, np.full(3, VIEW))
-    button = {"method": "relayout", "execute": True}
+    menu = {"type": "buttons", "direction": "right", "x": 0.01, "y": 1.0, "xanchor": "left"}
+    views = [{"label": "vertex", "args": [near]}, {"label": "whole detector", "args": [whole]}]
+    menus = [menu | {"buttons": [view | {"method": "relayout"} for view in views]}]
+    swap = _swap(figure)
+    if swap is not None:
+        menus.append(menu | {"pad": {"l": 190}, "active": -1, "buttons": [swap]})  # right of the two above
     figure.update_layout(
         title={"text": html.escape(title), "font": {"size": 15}},
         template="plotly_white",
         margin={"l": 0, "r": 0, "t": 50, "b": 0},
         legend={"x": 0.01, "y": 0.9, "groupclick": "toggleitem", "bgcolor": "rgba(255,255,255,0.7)"},
         scene={f"{axis}axis_title": f"{axis} [mm]" for axis in "xyz"}
-        | {"camera_eye": {"x": 1.2, "y": 1.2, "z": 0.8}, "camera_projection_type": "orthographic"},
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "right",
-                "x": 0.01,
-                "y": 1.0,
-                "xanchor": "left",
-                "buttons": [
-                    {"label": "vertex", "args": [near], **button},
-                    {"label": "whole detector", "args": [whole], **button},
-                ],
-            }
-        ],
+        | {"camera_eye": {"x": 1.2, "y": 1.2, "z": 0.8}, "camera_projection_type": "orthographic"}
+        | {"domain_x": [0.12, 1]},
+        updatemenus=menus,
     )
     figure.update_layout({key.replace(".", "_"): value for key, value in near.items()})
     return figure
@@ -153,25 +154,112 @@ def _arrow(
     return _lines([np.stack([start, tip]), *barbs], name, colour, width, hoverinfo="text", hovertext=label, **options)
 
 
-def _voxels(hits: ak.Record, detector: Detector) -> go.Mesh3d:
-    """Cubes to scale, coloured by the logarithm of their signal."""
-    centres, signal = _points(hits, "hit_"), ak.to_numpy(hits.hit_pe).astype(np.float64)
-    x, y, z = (centres[:, None] + 0.46 * detector.pitch * _CORNERS).reshape(-1, 3).T.round(2)
+def _cubes(centres: np.ndarray, edge: np.ndarray | float, labels: list[str], **options: object) -> go.Mesh3d:
+    """Cubes around points as one trace.
+
+    Args:
+        centres: (N, 3) [mm].
+        edge: (N,), or one for all [mm].
+        labels: (N,) shown where the pointer is.
+        options: of the trace.
+    """
+    half = np.broadcast_to(np.asarray(edge) / 2, len(centres))
+    x, y, z = (centres[:, None] + half[:, None, None] * _CORNERS).reshape(-1, 3).T.round(2)
     i, j, k = (8 * np.arange(len(centres))[:, None, None] + _TRIANGLES).reshape(-1, 3).T
+    return go.Mesh3d(
+        x=x, y=y, z=z, i=i, j=j, k=k, flatshading=True, showlegend=True,
+        hoverinfo="text", hovertext=np.repeat(labels, 8).tolist(), **options,
+    )  # fmt: skip
+
+
+def _place(centre: np.ndarray) -> str:
+    x, y, z = centre
+    return f"({x:.0f}, {y:.0f}, {z:.0f}) mm"
+
+
+def _voxels(hits: ak.Record, detector: Detector) -> go.Mesh3d:
+    """The hits, coloured by the logarithm of their signal."""
+    centres, signal = _points(hits, "hit_"), ak.to_numpy(hits.hit_pe).astype(np.float64)
     logarithm = np.log10(np.maximum(signal, 1e-3))
     decades = np.arange(np.floor(logarithm.min()), np.ceil(logarithm.max()) + 1)
-    labels = [f"({a:.0f}, {b:.0f}, {c:.0f}) mm: {q:.1f} p.e." for (a, b, c), q in zip(centres, signal, strict=True)]
-    return go.Mesh3d(
-        x=x, y=y, z=z, i=i, j=j, k=k,
+    colourbar = {
+        "title": "signal [p.e.]", "len": 0.6, "thickness": 14,
+        "tickvals": decades.tolist(), "ticktext": [f"{10**decade:g}" for decade in decades],
+    }  # fmt: skip
+    return _cubes(
+        centres,
+        HIT_EDGE * detector.pitch,
+        [f"{_place(centre)}: {q:.1f} p.e." for centre, q in zip(centres, signal, strict=True)],
+        name=f"hits ({len(signal)})",
         intensity=np.repeat(logarithm.round(3), 8),
-        colorscale="Viridis", reversescale=True, opacity=0.22, flatshading=True,
-        hoverinfo="text", hovertext=np.repeat(labels, 8).tolist(),
-        colorbar={
-            "title": "signal [p.e.]", "len": 0.6, "thickness": 14,
-            "tickvals": decades.tolist(), "ticktext": [f"{10**decade:g}" for decade in decades],
-        },
-        name=f"hits ({len(signal)})", showlegend=True,
-    )  # fmt: skip
+        colorscale="Viridis",
+        reversescale=True,
+        opacity=0.22,
+        legendgroup=HITS,
+        colorbar=colourbar,
+    )
+
+
+def _images(reco: ak.Record, hits: ak.Record | None, detector: Detector) -> list[go.Mesh3d]:
+    """The image of each hadron and leaving track; the volume of a cube is the particle's share of the voxel's light."""
+    owners, light = ak.to_numpy(reco.img_part), ak.to_numpy(reco.img_pe).astype(np.float64)
+    centres = _points(reco, "img_")
+    share = light / _light_of_voxels(centres, light, hits, detector)
+    traces = []
+    for owner in sorted(set(owners.tolist()), key=lambda part: (part < 0, abs(part))):
+        mine = owners == owner
+        if owner >= 0:
+            name = f"{particle_name(reco.part_pdg[owner])} {reco.part_ke[owner]:.1f} MeV"
+            colour = SPECIES_COLOURS.get(int(reco.part_pdg[owner]), OTHER_COLOUR)
+        else:
+            name, colour = f"leaving track {-1 - owner}", TRACK_COLOUR
+        labels = [
+            f"{name}<br>{q:.1f} p.e., {100 * part:.0f} % of the voxel<br>{_place(centre)}"
+            for centre, q, part in zip(centres[mine], light[mine], share[mine], strict=True)
+        ]
+        traces.append(
+            _cubes(
+                centres[mine],
+                IMAGE_EDGE * detector.pitch * np.cbrt(share[mine]),
+                labels,
+                name=f"{name}: {len(labels)} voxels",
+                color=colour,
+                opacity=0.35,
+                visible="legendonly",
+                legendgroup=IMAGES,
+                legendgrouptitle_text=IMAGES,
+            )
+        )
+    return traces
+
+
+def _light_of_voxels(
+    centres: np.ndarray, light: np.ndarray, hits: ak.Record | None, detector: Detector
+) -> np.ndarray:  # fmt: skip
+    """(N,) light of the voxel of each entry of the images [p.e.]: its hit, or all images where that is not known."""
+    hit_light = np.empty(0) if hits is None else ak.to_numpy(hits.hit_pe).astype(np.float64)
+    hit_centres = np.empty((0, 3)) if hits is None else _points(hits, "hit_")
+    index = detector.index(np.concatenate([centres, hit_centres]))
+    voxel = np.unique(index, axis=0, return_inverse=True)[1].ravel()
+    n = len(light)
+    of_images = np.bincount(voxel[:n], light, len(voxel))
+    of_hits = np.bincount(voxel[n:], hit_light, len(voxel))
+    return np.maximum(np.maximum(of_images, of_hits), 1e-9)[voxel[:n]]
+
+
+def _swap(figure: go.Figure) -> dict | None:
+    """The button that puts the images in the place of the hits, and back; None where there are no images."""
+    images = [n for n, trace in enumerate(figure.data) if trace.legendgroup == IMAGES]
+    hits = [n for n, trace in enumerate(figure.data) if trace.legendgroup == HITS]
+    if not images:
+        return None
+    shown, hidden = ([state] * len(images) for state in (True, "legendonly"))
+    return {
+        "label": "images",
+        "method": "restyle",
+        "args": [{"visible": shown + ["legendonly"] * len(hits)}, images + hits],
+        "args2": [{"visible": hidden + [True] * len(hits)}, images + hits],
+    }
 
 
 def _reconstruction(reco: ak.Record) -> list:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import awkward as ak
 import numpy as np
@@ -45,13 +45,21 @@ def check_same_events(first: ak.Array, second: ak.Array, first_name: str, second
         )
 
 
-def check_finite(events: ak.Array, schema: Schema, file: str) -> None:
+def check_finite(events: ak.Array, schema: Schema, file: str, but: Collection[str] = ()) -> None:
     """No number of the events is NaN or infinite.
+
+    Args:
+        events: of the schema.
+        schema: names the branches.
+        file: where they come from, for the error.
+        but: branches that may hold anything.
 
     Raises:
         InputError: names the first entry and branch that is.
     """
     for branch in schema.branches:
+        if branch.name in but:
+            continue
         values = events[branch.name]
         bad = ~np.isfinite(values)
         bad = ak.to_numpy(ak.any(bad, axis=1) if bad.ndim > 1 else bad)

@@ -187,6 +187,8 @@ def headline(comparison: Comparison, energy_baselines: Mapping[str, np.ndarray])
 def spread_ratio(residuals: np.ndarray, reference: np.ndarray, resamplings: int = 200) -> Estimate:
     """Ratio of two spreads over the same events; error from a bootstrap, as both share the events' fluctuations.
 
+    Not finite where the spread in the denominator is 0.
+
     Args:
         residuals: (N,).
         reference: (N,) residuals of the method in the denominator.
@@ -195,9 +197,11 @@ def spread_ratio(residuals: np.ndarray, reference: np.ndarray, resamplings: int 
     rng = np.random.default_rng(0)
     n = len(residuals)
     draws = [rng.integers(0, n, n) for _ in range(resamplings)] if n else []
-    ratios = [spread(residuals[draw]).value / spread(reference[draw]).value for draw in draws]
-    value = spread(residuals).value / spread(reference).value
-    return Estimate(value, float(np.std(ratios)) if n else np.nan, n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = [spread(residuals[draw]).value / np.float64(spread(reference[draw]).value) for draw in draws]
+        value = spread(residuals).value / np.float64(spread(reference).value)
+        error = float(np.std(ratios)) if n else np.nan
+    return Estimate(float(value), error, n)
 
 
 def _percent(share: Estimate) -> Estimate:

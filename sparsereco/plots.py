@@ -13,12 +13,13 @@ import mplhep
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sparsereco.metrics import NEAR_VERTEX, Comparison, pulls
-from sparsereco.stats import Estimate, Profile, Rate, median, spread
+from sparsereco.stats import Estimate, Profile, Rate, format_estimate, median, spread
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6b6b6b"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#e69f00", "#56b4e9")
@@ -44,31 +45,29 @@ def correlation(ax: Axes, true: np.ndarray, reco: np.ndarray, quantity: str, uni
     return mesh
 
 
-def residuals(
-    ax: Axes, samples: Mapping[str, np.ndarray], quantity: str, unit: str, limit: float | None = None
-) -> list:
-    """Histograms of residuals in one range; what lies beyond it is counted in the outer bins.
+def residuals(ax: Axes, samples: Mapping[str, np.ndarray], quantity: str, unit: str) -> list:
+    """Histograms of residuals up to four spreads of the first sample; what lies beyond is counted in the outer bins.
 
     Args:
         ax: axes.
         samples: residuals by their label in the legend.
         quantity: label of the axis.
         unit: of the residuals.
-        limit: half range; by default four spreads of the first sample.
     """
-    limit = limit or 4 * max(spread(next(iter(samples.values()))).value, 1e-6)
+    limit = 4 * max(spread(next(iter(samples.values()))).value, 1e-6)
     limit = limit if np.isfinite(limit) else 1.0
     artists = []
     for (label, values), colour in zip(samples.items(), COLOURS, strict=False):
         histogram: hist.Hist = hist.Hist(hist.axis.Regular(60, -limit, limit))
         histogram.fill(np.clip(values, -0.999 * limit, 0.999 * limit))
-        text = f"{label}: median {_plus_minus(median(values), '')}, 68 % in ±{_plus_minus(spread(values), unit)}"
+        numbers = f"median {format_estimate(median(values))}, spread {format_estimate(spread(values), unit)}"
+        text = f"{label}\n  {numbers}"
         artists += mplhep.histplot(histogram, ax=ax, label=text, color=colour, yerr=False, lw=1.4)
     ax.axvline(0, color=GREY, lw=0.8, ls=":")
     count = len(next(iter(samples.values())))
     ax.set(xlabel=f"{quantity}, reconstructed - true [{unit}]", ylabel=f"entries / {2 * limit / 60:.2g} {unit}")
     ax.set_title(f"{count:,} entries", fontsize=9, color=GREY, loc="right")
-    ax.set(xlim=(-limit, limit), ylim=(0, 1.4 * ax.get_ylim()[1]))
+    ax.set(xlim=(-limit, limit), ylim=(0, 1.5 * ax.get_ylim()[1]))
     ax.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1)
     return artists
 
@@ -94,6 +93,7 @@ def profile_band(ax: Axes, profile: Profile, x_label: str, y_label: str, label: 
 def boxes(ax: Axes, groups: np.ndarray, values: np.ndarray, x_label: str, y_label: str) -> dict:
     """One box per group: median, central 68.27 % as box, central 95.45 % as whiskers."""
     numbers = np.unique(groups)
+    ax.set(xlabel=x_label, ylabel=y_label)
     if len(numbers) == 0:
         return {}
     quantiles = [0.0228, 0.1587, 0.5, 0.8413, 0.9772]
@@ -106,7 +106,6 @@ def boxes(ax: Axes, groups: np.ndarray, values: np.ndarray, x_label: str, y_labe
     artists = ax.bxp(
         stats, positions=numbers, showfliers=False, patch_artist=True, widths=0.6, boxprops=box, medianprops=line
     )
-    ax.set(xlabel=x_label, ylabel=y_label)
     ax.set_xticks(numbers, [str(number) for number in numbers])
     _frame(ax, signed=bool((values < 0).any()))
     _counts(ax, numbers, np.array([(groups == number).sum() for number in numbers]))
@@ -153,8 +152,8 @@ def pull_histogram(ax: Axes, values: np.ndarray, name: str) -> list:
     else:
         curve = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
     artists += ax.plot(x, curve * len(values) * (high - low) / 50, color=ORANGE, lw=1, ls="--")
-    ax.set(xlabel=f"pull, {PULL_NAMES[name]}", ylabel="entries", xlim=(low, high))
-    ax.set_title(f"{len(values):,} entries, 68 % in {_plus_minus(spread(values), '')}", fontsize=8, color=GREY)
+    ax.set(xlabel=f"pull, {PULL_NAMES[name]}", ylabel="entries", xlim=(low, high), ylim=(0, None))
+    ax.set_title(f"{len(values):,} entries, spread {format_estimate(spread(values))}", fontsize=8, color=GREY)
     return artists
 
 
@@ -167,9 +166,9 @@ def coverage(ax: Axes, estimates: Mapping[str, Estimate]) -> ErrorbarContainer:
         [e.value for e in known.values()], places, xerr=[e.error for e in known.values()], fmt="o", color=BLUE
     )
     ax.set_yticks(places, [PULL_NAMES[name] for name in known])
-    ax.set(xlabel="share of truths within one standard error", xlim=(0.35, 1.0))
+    ax.set(xlabel="share of truths within one standard error", xlim=(-0.02, 1.02))
     ax.margins(y=0.2)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
     return points
 
 
@@ -178,30 +177,29 @@ def cumulative(ax: Axes, distances: Mapping[str, np.ndarray], x_label: str) -> l
     artists = []
     for (label, values), colour in zip(distances.items(), COLOURS, strict=False):
         ordered = np.sort(values[np.isfinite(values)])
-        artists += ax.step(ordered, np.arange(1, len(ordered) + 1) / max(len(values), 1), color=colour, label=label)
+        share = np.arange(len(ordered) + 2).clip(max=len(ordered)) / max(len(values), 1)
+        artists += ax.step([0, *ordered, 1e4], share, where="post", color=colour, label=label)
     ax.axvline(NEAR_VERTEX, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel=x_label, ylabel="share of events within", xscale="log", xlim=(0.1, 1000), ylim=(0, 1.02))
     ax.legend(fontsize=8, frameon=False, loc="lower right")
     return artists
 
 
-def _plus_minus(estimate: Estimate, unit: str) -> str:
-    return f"{estimate.value:.3g} ({estimate.error:.1g}) {unit}".rstrip()
-
-
 def _density(ax: Axes, axis: hist.axis.Regular, x: np.ndarray, y: np.ndarray) -> ScalarMappable:
     """Entries in two dimensions with the same binning; empty bins stay white."""
     histogram: hist.Hist = hist.Hist(axis, axis).fill(x, y)
     counts = histogram.values().T
-    norm = LogNorm(1, max(2.0, float(counts.max())))
+    top = max(1.0, float(counts.max()))
+    norm = LogNorm(1, top) if top > 10 else Normalize(0, top)
     mesh = ax.pcolormesh(axis.edges, axis.edges, np.ma.masked_equal(counts, 0), norm=norm, cmap="viridis")
     mesh.set_rasterized(True)
-    ax.figure.colorbar(mesh, ax=ax, label="entries")
+    ax.figure.colorbar(mesh, ax=ax, label="entries", ticks=None if top > 10 else MaxNLocator(integer=True))
     return mesh
 
 
 def _frame(ax: Axes, signed: bool) -> None:
     """Room below for the counts; a line at 0 for signed residuals, the axis at 0 for distances and angles."""
+    ax.use_sticky_edges = False  # a bar without height would hold the margin back
     ax.margins(y=0.15)
     if signed:
         ax.axhline(0, color=GREY, lw=0.8, ls=":")
@@ -292,10 +290,10 @@ def _unmatched(numbers: dict) -> Figure:
         share = numbers[kind]
         x_label = f"{'reconstructed' if energy == 'reco' else 'true'} kinetic energy [MeV]"
         rate_points(ax, rate, x_label, f"share of {name}", colour)
-        _counts(ax, 0.5 * (rate.edges[1:] + rate.edges[:-1]), rate.count)
+        shown = rate.total > 0
+        _counts(ax, 0.5 * (rate.edges[1:] + rate.edges[:-1])[shown], rate.count[shown])
         ax.set_title(f"{name}: {100 * share.value:.2f} % of {share.count:,}", fontsize=9, color=GREY)
-        ax.set_ylim(0, None)
-        ax.margins(y=0.2)
+        ax.set_ylim(-0.1 * max(ax.get_ylim()[1], 0.01), None)  # room for the numbers below 0
     return figure
 
 
@@ -329,6 +327,7 @@ def _vertex(c: Comparison, baselines: Mapping[str, np.ndarray]) -> Figure:
     residuals(a, dict(zip("xyz", difference.T, strict=True)), "vertex", "mm")
     label = "3D distance to the true vertex [mm]"
     boxes(b, c.true.count[found], c.distance[found], "true number of hadrons", label)
+    b.set(yscale="log", ylim=(0.1, 1000))  # a single wrong vertex is a metre off
     distances = {name: np.linalg.norm(place - c.true_vertex, axis=1) for name, place in baselines.items()}
     cumulative(d, {"reconstruction": c.distance} | distances, label)
     return figure
@@ -345,6 +344,6 @@ def _calibration(c: Comparison, numbers: dict) -> Figure:
     for name, colour in (("hadron_energy", BLUE), ("direction", ORANGE)):
         rate = numbers[f"{name}_coverage_against_energy"]
         rate_points(last, rate, "true kinetic energy [MeV]", "coverage", colour, PULL_NAMES[name])
-    last.set_ylim(0, 1)
+    last.set_ylim(-0.03, 1.03)
     last.legend(fontsize=8, frameon=False, loc="lower right")
     return figure

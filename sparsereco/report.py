@@ -13,12 +13,13 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparsereco.stats import Estimate
+from sparsereco.stats import Estimate, format_estimate
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 64rem; margin: 2rem auto;
@@ -43,16 +44,6 @@ class Section:
     rows: tuple[tuple[str, ...], ...] = ()
     figure: str = ""
     """Name of the figure to show."""
-
-
-def format_estimate(estimate: Estimate, unit: str = "") -> str:
-    """Value and error with two significant digits of the error, like ``1.516 ± 0.014 mm``; a dash where unknown."""
-    if not np.isfinite(estimate.value):
-        return "-"
-    if not 0 < estimate.error < np.inf:
-        return f"{estimate.value:.4g} {unit}".rstrip()
-    digits = max(0, 1 - int(np.floor(np.log10(estimate.error))))
-    return f"{estimate.value:,.{digits}f} ± {estimate.error:,.{digits}f} {unit}".rstrip()
 
 
 def to_json(numbers: Any) -> str:
@@ -208,6 +199,16 @@ def to_html(title: str, facts: str, sections: list[Section], images: Mapping[str
     record = escape(json.dumps(_plain(provenance), indent=1))
     parts.append(f"<h2>How this was made</h2><details><summary>provenance</summary><pre>{record}</pre></details>")
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def figures_of(record: Path) -> list[str]:
+    """File names of the figures of an earlier report, from its report.json; none where that is no such file."""
+    try:
+        numbers = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return []
+    names = numbers.get("figures") if isinstance(numbers, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def render(figure: Figure, kind: str) -> bytes:

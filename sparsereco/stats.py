@@ -53,6 +53,17 @@ class Rate:
     error: np.ndarray
 
 
+def format_estimate(estimate: Estimate, unit: str = "") -> str:
+    """Value and error with two significant digits of the error, like ``1.516 ± 0.014 mm``; a dash where unknown."""
+    if not np.isfinite(estimate.value):
+        return "-"
+    if not 0 < estimate.error < np.inf:
+        return f"{estimate.value:.4g} {unit}".rstrip()
+    digits = max(0, 1 - int(np.floor(np.log10(estimate.error))))
+    value = round(estimate.value, digits) + 0.0  # never -0.0
+    return f"{value:,.{digits}f} ± {estimate.error:,.{digits}f} {unit}".rstrip()
+
+
 def quantile(values: np.ndarray, q: float) -> Estimate:
     """Quantile; its error is half the distance of the order statistics one standard deviation of their rank away."""
     values = np.sort(np.asarray(values, np.float64))

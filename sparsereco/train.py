@@ -1,6 +1,7 @@
 """Training: one loop for every stage.
 
-The batch of a step depends on the seed and the step alone, so a resumed training sees the same events as one that never stopped.
+The batch of a step depends on the seed and the step alone, so a resumed training sees the same events as one that
+never stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,12 +76,13 @@ def fit(
         step = state["step"]
 
     def keep() -> None:
-        parts = {"model": model, "average": average, "optimiser": optimiser, "rate": rate}
+        parts: dict[str, Any] = {"model": model, "average": average, "optimiser": optimiser, "rate": rate}
         checkpoint.save_training(last, step=step, **{name: part.state_dict() for name, part in parts.items()})
 
     model.train()
     saved = reported = time.monotonic()
     sums: dict[str, float] = {}
+    last_report = step
     while step < schedule.steps:
         generator = torch.Generator().manual_seed((schedule.seed * 1_000_003 + step) * world + rank)
         parts = losses(generator)
@@ -95,10 +98,10 @@ def fit(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         if step % 50 == 0 or step == schedule.steps:
-            now, done = time.monotonic(), step % 50 or 50
+            now, done = time.monotonic(), step - last_report
             speed = done * schedule.batch_size / (now - reported)
             report(step, {**{name: value / done for name, value in sums.items()}, "events/s": speed})
-            sums, reported = {}, now
+            sums, reported, last_report = {}, now, step
         if rank == 0 and (time.monotonic() - saved > schedule.save_every or step == schedule.steps):
             keep()
             saved = time.monotonic()

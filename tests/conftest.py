@@ -29,6 +29,16 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 
+@pytest.fixture(scope="session")
+def bank() -> Any:
+    """600 tracks from Geant4."""
+    if importlib.util.find_spec("geant4_pybind") is None:
+        pytest.skip("geant4-pybind is not installed: pip install 'sparsereco[sim]'")
+    from sparsereco.sim.geant4 import make_bank
+
+    return make_bank(600, seed=11)
+
+
 @pytest.fixture
 def chain_ready() -> None:
     """Skips a test of the real chain while it has no weights."""

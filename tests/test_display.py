@@ -14,8 +14,8 @@ import pytest
 from synthetic import DETECTOR, hit_events, reco_events, truth_events
 
 from sparsereco import cli
-from sparsereco.display import SHORTEST, event_figure, to_page
-from sparsereco.io import HITS, RECO, TRUTH, RootWriter
+from sparsereco.display import IMAGE_EDGE, IMAGES, SHORTEST, SPECIES_COLOURS, TRACK_COLOUR, event_figure, to_page
+from sparsereco.io import HITS, RECO, TRUTH, RootWriter, read
 from sparsereco.kinematics import track_range
 
 TOOL = Path(__file__).parents[1] / "tools" / "display.py"
@@ -91,6 +91,62 @@ def test_arrows_are_as_long_as_the_range(figure: go.Figure, truth: ak.Array) -> 
         assert np.linalg.norm(tip - start) == pytest.approx(max(ranges[n], SHORTEST), abs=1e-2)
         assert f"range {ranges[n]:.1f} mm" in arrow.hovertext
     assert named(figure, "leaving track 0")
+
+
+@pytest.fixture
+def imaged(truth: ak.Array, tmp_path: Path) -> Path:
+    """A file whose first event has images: 3/4 of the first ten hits to hadron 0, 1/4 of all hits to track 0."""
+    truth, hits = truth[:1], hit_events(truth[:1])
+    rows = np.append(np.arange(10), np.arange(len(hits[0].hit_pe)))
+    first = np.arange(len(rows)) < 10
+    images = {f"img_{axis}": [hits[f"hit_{axis}"][0][rows]] for axis in "xyz"}
+    images |= {"img_part": [np.where(first, 0, -1)], "img_pe": [hits.hit_pe[0][rows] * np.where(first, 0.75, 0.25)]}
+    reco = reco_events(truth)
+    for name, column in images.items():
+        reco = ak.with_field(reco, ak.Array(column), name)
+    path = tmp_path / "images.root"
+    with RootWriter(path) as writer:
+        writer.extend("hits", HITS, hits)
+        writer.extend("reco", RECO, reco)
+    return path
+
+
+def test_images_have_the_voxels_and_the_light_of_the_file(imaged: Path) -> None:
+    hits, reco = read(imaged, HITS, "hits")[0], read(imaged, RECO, "reco")[0]
+    figure = event_figure(hits, None, reco, DETECTOR, "")
+    hadron, track = (trace for trace in figure.data if trace.legendgroup == IMAGES)
+    assert (hadron.color, track.color) == (SPECIES_COLOURS[int(reco.part_pdg[0])], TRACK_COLOUR)
+    for trace, part, share in ((hadron, 0, 0.75), (track, -1, 0.25)):
+        light = ak.to_numpy(reco.img_pe[reco.img_part == part])
+        assert trace.name.endswith(f": {len(light)} voxels")
+        cubes = points(trace).reshape(-1, 8, 3)
+        assert len(cubes) == len(light)
+        assert cubes.mean(1)[:, 2] == pytest.approx(ak.to_numpy(reco.img_z[reco.img_part == part]), abs=0.01)
+        edge = IMAGE_EDGE * DETECTOR.pitch * np.cbrt(share)
+        assert np.ptp(cubes, axis=1) == pytest.approx(edge, abs=0.02)
+        shown = [float(re.search(r"([\d.]+) p\.e\.", label)[1]) for label in trace.hovertext[::8]]
+        assert shown == pytest.approx(light.tolist(), abs=0.051)
+        assert all(f"{100 * share:.0f} % of the voxel" in label for label in trace.hovertext)
+
+
+def test_without_hits_a_share_is_that_of_all_images(imaged: Path) -> None:
+    figure = event_figure(None, None, read(imaged, RECO, "reco")[0], DETECTOR, "")
+    track = next(trace for trace in figure.data if trace.legendgroup == IMAGES and "track" in trace.name)
+    assert "25 % of the voxel" in track.hovertext[0]
+    assert "100 % of the voxel" in track.hovertext[-1]
+
+
+def test_the_button_swaps_hits_and_images(imaged: Path) -> None:
+    hits, reco = read(imaged, HITS, "hits")[0], read(imaged, RECO, "reco")[0]
+    figure = event_figure(hits, None, reco, DETECTOR, "")
+    (button,) = figure.layout.updatemenus[1].buttons
+    places = button.args[1]
+    names = [figure.data[place].name for place in places]
+    assert [name.startswith("hits") for name in names] == [False, False, True]
+    assert button.args[0]["visible"] == [True, True, "legendonly"]
+    # At first, and after a second click, the hits are there and the images are not.
+    assert button.args2 == ({"visible": ["legendonly", "legendonly", True]}, places)
+    assert [figure.data[place].visible or True for place in places] == button.args2[0]["visible"]
 
 
 def test_truth_stays_in_the_detector_and_has_every_particle(figure: go.Figure, truth: ak.Array) -> None:

@@ -132,6 +132,30 @@ def test_nothing_found_at_all_gives_a_report(
     assert "at least 20 events" in numbers["note"]
 
 
+def test_events_without_any_hadron_give_a_report(evaluate: Evaluate, write_reco: WriteReco, truth: ak.Array) -> None:
+    reco = reco_events(truth, inefficiency=1.0)
+    hadronless = truth
+    for name in truth.fields:
+        if name.startswith("part_"):
+            hadronless = ak.with_field(hadronless, truth[name][truth.part_pdg == 13], name)
+    with RootWriter("muons.root") as writer:
+        writer.extend("hits", HITS, hit_events(hadronless))
+        writer.extend("truth", TRUTH, hadronless)
+    assert evaluate(write_reco(reco), "muons.root", "-o", "report") == cli.DONE
+    numbers = json.loads(Path("report/report.json").read_text())
+    assert numbers["number"]["right"]["value"] == 1
+    assert numbers["hadron_energy"]["optimal"]["spread"]["count"] == 0
+
+
+def test_a_vertex_whose_image_is_not_fitted_is_evaluated(
+    evaluate: Evaluate, write_reco: WriteReco, sample: Path, truth: ak.Array
+) -> None:
+    reco = reco_events(truth)
+    unfitted = write_reco(ak.with_field(reco, reco.vtx_deviance * np.float32(np.nan), "vtx_deviance"))
+    assert evaluate(unfitted, sample, "-o", "report") == cli.DONE
+    assert json.loads(Path("report/report.json").read_text())["vertex"]["found"]["value"] == 1
+
+
 def changed(events: ak.Array, name: str, entry: int, value: float) -> ak.Array:
     """Events of which one has another number."""
     column = ak.to_numpy(events[name]).copy()
@@ -190,6 +214,37 @@ def test_a_report_is_replaced_only_when_told(
     assert evaluate(reco, sample, "-o", "report", "-f") == cli.DONE
     assert json.loads(Path("report/report.json").read_text())["events"] == N
     assert Path("report/mine.txt").read_text() == "kept"
+
+
+def test_no_figure_of_an_earlier_report_is_left(
+    evaluate: Evaluate, write_reco: WriteReco, sample: Path, truth: ak.Array
+) -> None:
+    reco = write_reco(reco_events(truth))
+    assert evaluate(reco, sample, "-o", "report", "--pdf") == cli.DONE
+    assert Path("report/figures/vertex.pdf").exists()
+    assert evaluate(reco, sample, "-o", "report", "-f") == cli.DONE
+    figures = sorted(path.name for path in Path("report/figures").iterdir())
+    assert figures == json.loads(Path("report/report.json").read_text())["figures"]
+    assert {Path(name).suffix for name in figures} == {".png"}
+
+
+@pytest.mark.parametrize("record", [None, "old", "[]", '{"figures": 3}', '{"figures": ["vertex.png"]}'])
+def test_figures_of_somebody_else_are_not_replaced(
+    record: str | None,
+    evaluate: Evaluate,
+    write_reco: WriteReco,
+    sample: Path,
+    truth: ak.Array,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("report/figures").mkdir(parents=True)
+    Path("report/figures/thesis.png").write_text("mine")
+    if record is not None:
+        Path("report/report.json").write_text(record)
+    assert evaluate(write_reco(reco_events(truth)), sample, "-o", "report", "-f") == cli.WRONG_INPUT
+    assert "report/figures holds thesis.png, which is not of an earlier report" in capsys.readouterr().err
+    assert Path("report/figures/thesis.png").read_text() == "mine"
+    assert not Path("report/report.html").exists()
 
 
 def test_the_detector_is_that_of_the_reconstruction() -> None:

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jsonargparse
 
 from sparsereco import cli
 from sparsereco.errors import InputError
 from sparsereco.schema import HITS, RECO, TRUTH
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -48,7 +52,8 @@ def run(argv: list[str]) -> None:
 
     check_file(output, args.force)
     files = [args.file] if args.hits is None else [args.file, args.hits]
-    found, where = {}, {}
+    found: dict[str, ak.Record] = {}
+    where: dict[str, str] = {}
     for schema in (RECO, TRUTH, HITS):
         for file in files:
             if schema.tree not in found and has_tree(file, schema):

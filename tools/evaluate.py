@@ -16,7 +16,7 @@ Vertices and hadrons against the truth.
 
 Reads a tree `reco` as tools/reco.py writes it, a tree `truth` with the same events in the same order, and, where the
 file of the truth has them, the hits for baselines that need no network. Prints a table; writes report.json (all
-numbers), report.html (one self-contained page) and figures/ into the output directory.
+numbers), report.html (one self-contained page) and figures/ into the output directory; -f replaces them as a whole.
 
 example:
   tools/evaluate.py vertex reco.root sample.root -o report
@@ -56,10 +56,11 @@ def run(argv: list[str]) -> None:
 
     directory = Path(args.output)
     files.check_directory(directory, args.force)
+    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
     reco_sources, truth_sources = survey([args.reco], RECO), survey([args.truth], TRUTH)
     reco, truth = read(args.reco, RECO), read(args.truth, TRUTH)
     check_same_events(reco, truth, args.reco, args.truth)
-    check_finite(reco, RECO, args.reco)
+    check_finite(reco, RECO, args.reco, but=["vtx_deviance"])  # which is not evaluated, and NaN where nothing is fitted
     check_finite(truth, TRUTH, args.truth)
     made = read_provenance(reco_sources[0].file)
 
@@ -80,12 +81,18 @@ def run(argv: list[str]) -> None:
     facts = f"{args.reco} against {args.truth}, {len(truth):,} events; errors are statistical, one standard deviation"
     sections = report.vertex_sections(summary, images, simple.note)
     page = report.to_html("Vertex reconstruction against truth", facts, sections, images, provenance)
-    numbers = {"system": "vertex", "note": simple.note, **summary, "provenance": provenance}
-    contents = {f"figures/{name}.png": image for name, image in images.items()}
+    rendered = {f"{name}.png": image for name, image in images.items()}
     if args.pdf:
-        contents |= {f"figures/{name}.pdf": report.render(figure, "pdf") for name, figure in figures.items()}
-    contents |= {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()}
-    files.write_files(directory, contents)
+        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in figures.items()}
+    numbers = {
+        "system": "vertex",
+        "note": simple.note,
+        **summary,
+        "figures": sorted(rendered),
+        "provenance": provenance,
+    }
+    files.replace_directory(directory / "figures", rendered)
+    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
 
     print_table(facts, report.headline_rows(summary), simple.note)
     log.info("%s: report.html, report.json, %d figures", directory, len(figures))

@@ -132,9 +132,15 @@ def read_detector(name: str) -> Detector:
     file = CONFIGS / f"{name}.yaml" if name in ("ideal", "superfgd") else Path(name)
     if not file.is_file():
         raise InputError(f"--response: expected ideal, superfgd or a YAML file, got {name!r}")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--response: {file} is no YAML file: {error}", file=str(file)) from error
+    if not isinstance(values, dict):
+        raise InputError(f"--response: {file}: expected keys like those of configs/detectors/*.yaml", file=str(file))
     parser = cli.new_parser("")
     parser.add_class_arguments(Detector, nested_key=None)
-    return cli.build(Detector, parser.parse_object(yaml.safe_load(file.read_text()) or {}))
+    return cli.build(Detector, parser.parse_object(values))
 
 
 if __name__ == "__main__":

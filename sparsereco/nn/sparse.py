@@ -6,6 +6,7 @@ unique, in range and contiguous by construction, and a batch without voxels neve
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 
@@ -18,6 +19,9 @@ with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python
     warnings.simplefilter("ignore")
     import spconv.pytorch as spconv
     from spconv.core import ConvAlgo
+
+# torch warns once, on stderr, of a name that torch itself uses when spconv's layers are called.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in str(record.msg))
 
 _MAX_SITES = 2**32
 """spconv's kernel maps on the CPU hash with 32 bits: a batch whose grids hold more sites would alias."""
@@ -102,6 +106,8 @@ class SparseUNet(nn.Module):
             if level:
                 skips.append(x)
                 x = self.down[level - 1](x)
+            if not len(x.features):  # all voxels lie in the last row of an odd grid, which has no cell here
+                break
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 x = block(x)

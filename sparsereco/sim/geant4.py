@@ -20,9 +20,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sparsereco.errors import InputError
 
 PROTON, DEUTERON, TRITON, ALPHA, MUON, PION = 2212, 1000010020, 1000010030, 1000020040, 13, 211
 
@@ -80,9 +83,16 @@ class Bank:
 
     @classmethod
     def load(cls, path: str | Path) -> Bank:
-        """Reads a bank; raises FileNotFoundError or a KeyError that names the missing array."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        """Reads a bank.
+
+        Raises:
+            InputError: No such file, or not one that `save` wrote.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"bank {path} cannot be read: {error}", file=str(path)) from error
 
 
 def make_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda done: None) -> Bank:

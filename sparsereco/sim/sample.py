@@ -55,6 +55,47 @@ def draw_sample(
     return Sample(respond(seen, detector, light_scale, generator), vertex, event, particles, made, owner)
 
 
+def concatenate(samples: list[Sample]) -> Sample:
+    """One sample of all the events, in the order given."""
+    hits = [sample.hits for sample in samples]
+    first = torch.tensor([0, *(len(voxels) for voxels in hits)]).cumsum(0)[:-1].tolist()
+    interactions = torch.tensor([0, *(len(sample.vertex) for sample in samples)]).cumsum(0)[:-1].tolist()
+    tracks = torch.tensor([0, *(len(sample.particles.pdg) for sample in samples)]).cumsum(0)[:-1].tolist()
+    rows = torch.tensor([0, *(len(voxels.coords) for voxels in hits)]).cumsum(0)[:-1].tolist()
+    voxels = Voxels(
+        torch.cat([voxels.coords for voxels in hits]),
+        torch.cat([voxels.feats for voxels in hits]),
+        torch.cat([hits[0].offsets[:1], *(v.offsets[1:] + row for v, row in zip(hits, rows, strict=True))]),
+        hits[0].grid,
+    )
+
+    def shifted(values: list[Tensor], shifts: list[int]) -> Tensor:
+        return torch.cat([value + shift for value, shift in zip(values, shifts, strict=True)])
+
+    def joined(kind: str, name: str) -> Tensor:
+        return torch.cat([getattr(getattr(sample, kind), name) for sample in samples])
+
+    particles = Particles(
+        shifted([sample.particles.interaction for sample in samples], interactions),
+        *(joined("particles", name) for name in ("track", "pdg", "ke", "rotation", "start")),
+    )
+    made = Deposits(
+        position=joined("deposits", "position"),
+        energy=joined("deposits", "energy"),
+        dedx=joined("deposits", "dedx"),
+        event=shifted([sample.deposits.event for sample in samples], interactions),
+        n_events=sum(sample.deposits.n_events for sample in samples),
+    )
+    return Sample(
+        voxels,
+        torch.cat([sample.vertex for sample in samples]),
+        shifted([sample.event for sample in samples], first),
+        particles,
+        made,
+        shifted([sample.owner for sample in samples], tracks),
+    )
+
+
 def to_records(sample: Sample, detector: Detector, first_event: int = 0) -> tuple[ak.Array, ak.Array]:
     """The trees ``hits`` and ``truth`` of a sample without pile-up, numbered from ``first_event``."""
     n = len(sample.hits)

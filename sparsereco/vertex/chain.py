@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsereco import checkpoint
+from sparsereco.checks import check_hits
 from sparsereco.schema import RECO
 from sparsereco.vertex.config import VertexConfig
 from sparsereco.vertex.crop import MAX_VOXELS, Crops, cut_crops, surroundings
@@ -65,8 +66,12 @@ class VertexChain:
             Records with the fields of the tree ``reco``, one per event.
 
         Raises:
-            VoxelError: a hit outside the detector, or a signal that is NaN, infinite or negative.
+            VoxelError: a hit outside the detector, a signal that is NaN, infinite or negative, or lists of unequal
+                length.
         """
+        bad = check_hits(events, self.config.detector)
+        if bad:
+            raise VoxelError(f"event {bad[0].offset}: {bad[0].branch} has {bad[0].value:g}, expected {bad[0].expected}")
         parts = [
             self._batch(events[i : i + self.config.batch_size]) for i in range(0, len(events), self.config.batch_size)
         ]
@@ -97,9 +102,6 @@ class VertexChain:
         counts = ak.num(events["hit_x"]).to_numpy()
         flat = {name: ak.flatten(events[name]).to_numpy() for name in ("hit_x", "hit_y", "hit_z", "hit_pe")}
         position = np.stack([flat["hit_x"], flat["hit_y"], flat["hit_z"]], 1)
-        if not np.isfinite(position).all():
-            row = int((~np.isfinite(position)).any(1).argmax())
-            raise VoxelError(f"the position {position[row].tolist()} of hit {row} is not finite")
         coords = torch.from_numpy(self.config.detector.index(position))
         signal = torch.from_numpy(flat["hit_pe"].astype(np.float32) / np.float32(self.config.light_scale))
         event = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
@@ -163,7 +165,8 @@ class VertexChain:
         event = vertices.event[crops.crop[voxel]]
         by_event = torch.argsort(event, stable=True)
         centre = ((crops.place + corner[crops.crop])[voxel] * pitch + origin)[by_event]
-        put("img", event[by_event], **{"part": part[by_event], "": centre, "pe": pe[by_event]})
+        pe = pe[by_event] * self.config.light_scale
+        put("img", event[by_event], **{"part": part[by_event], "": centre, "pe": pe})
 
         fields = {
             name: events[name] if name in ak.fields(events) else np.zeros(n, np.int64)
@@ -178,7 +181,10 @@ class VertexChain:
 
 
 def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxel row, particle in its event, and light of every entry of the images; what no hadron takes is the leaving track's."""
+    """Voxel row, particle in its event, and light of every entry of the images.
+
+    What no hadron takes is the light of the leaving track.
+    """
     rank = torch.empty_like(order)
     rank[order] = _rank(crop_event[found.crop[order]])
     particle = torch.zeros(len(crops), found.share.shape[1], dtype=torch.int64).index_put(
@@ -188,9 +194,9 @@ def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tenso
     hadrons = voxel, particle[crops.crop[voxel], step], crops.signal[voxel] * found.share[voxel, step]
 
     track_rank = _rank(crop_event[crops.tracks.crop])
-    lead = torch.full((len(crops),), -1).index_put(
-        (crops.tracks.crop.flip(0),), track_rank.flip(0)
-    )  # the first one wins
+    first = torch.ones_like(crops.tracks.crop, dtype=torch.bool)
+    first[1:] = crops.tracks.crop[1:] != crops.tracks.crop[:-1]
+    lead = torch.full((len(crops),), -1).index_copy(0, crops.tracks.crop[first], track_rank[first])
     taken = torch.where(found.share >= MIN_SHARE, found.share, 0.0).sum(1)
     voxel = ((1 - taken >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
     leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * (1 - taken[voxel])

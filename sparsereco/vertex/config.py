@@ -51,11 +51,11 @@ class DecomposerSettings:
     """How the crop is taken apart into hadrons."""
 
     max_hadrons: int = 6
-    """At most this many hadrons per vertex."""
+    """At most this many hadrons per vertex (1 to 6, what the network was made for)."""
 
     def __post_init__(self) -> None:
-        if self.max_hadrons < 0:
-            raise ValueError(f"decomposer.max_hadrons must not be negative, got {self.max_hadrons}")
+        if not 1 <= self.max_hadrons <= 6:
+            raise ValueError(f"decomposer.max_hadrons must lie in [1, 6], got {self.max_hadrons}")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
 from sparsereco.vertex.crop import HALF, Crops, Tracks
+from sparsereco.vertex.lines import path_in_voxel
 
 SPECIES = (2212, 1000010020, 1000010030)
 """PDG codes that a hadron can get: p, d, t."""
@@ -310,14 +311,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _chord(centre: Tensor, point: Tensor, direction: Tensor, start: float = -math.inf) -> Tensor:
-    """(N, 1) path of a line in a unit voxel around ``centre``, from ``start`` on (counted from ``point``)."""
-    slope = torch.where(direction.abs() < 1e-4, 1e-4, direction)
-    a, b = (centre - 0.5 - point) / slope, (centre + 0.5 - point) / slope
-    enter = torch.minimum(a, b).amax(1, keepdim=True).clamp(min=start)
-    return (torch.maximum(a, b).amin(1, keepdim=True) - enter).clamp(min=0) * (direction.any(1, keepdim=True))
-
-
 _VOXEL_FEATURES, _RELATIVE_FEATURES, _TRACK_FEATURES = 17, 15, 13
 
 
@@ -327,7 +320,7 @@ def _voxel_features(crops: Crops, place: Tensor, line: _Line) -> Tensor:
     light = crops.signal[:, None]
     along = _dot(place - point, direction)
     aside = place - point - along * direction
-    chord = _chord(place, point, direction)
+    chord = path_in_voxel(place, point, direction)[:, None]
     expected = chord * line.light[crops.crop, None]
     off_line = aside.norm(dim=1, keepdim=True)
     excess = (light + 20).log() - (expected + 20).log()
@@ -341,7 +334,7 @@ def _relative_features(crops: Crops, place: Tensor, vertex: Tensor, scale: Tenso
     arm = place - vertex
     distance = arm.norm(dim=1, keepdim=True)
     unit = arm / distance.clamp(min=0.1)
-    chord = _chord(place, vertex, direction, start=0.0)
+    chord = path_in_voxel(place, vertex, direction, start=0.0)[:, None]
     light = crops.signal[:, None]
     rest = light - chord * line.light[crops.crop, None]
     return torch.cat([arm / 2, unit, distance / 3, 1 / (0.3 + distance), _dot(unit, direction), chord, rest / 300,

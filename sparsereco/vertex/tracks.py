@@ -1,10 +1,12 @@
 """Leaving tracks: every track that leaves the 7x7x7 crop around a vertex, found from the hits around the crop alone.
 
-Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track, and a
-straight line is fitted to it. All vertices of a batch are handled at once.
+Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track. A straight
+line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch are handled at once.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from scipy.sparse import coo_array
@@ -12,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sparsereco.vertex.crop import HALF, REACH, Tracks, distance
+from sparsereco.vertex.lines import fit_lines
 from sparsereco.voxels import Voxels
 
 
@@ -41,7 +44,11 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
     order = torch.argsort(tracks.crop * 100_000 - tracks.hits.long(), stable=True)
     first = torch.searchsorted(tracks.crop[order], tracks.crop[order])
     order = order[torch.arange(n) - first < max_tracks]
-    return Tracks(**{name: value[order] for name, value in vars(tracks).items()})
+    found = Tracks(**{name: value[order] for name, value in vars(tracks).items()})
+    if not len(found):
+        return found
+    point, direction, light = fit_lines(around, centre, found.crop, found.point, found.direction, found.light, min_pe)
+    return replace(found, point=_leaving_point(point, direction), direction=direction, light=light)
 
 
 def _connect(voxels: Voxels) -> tuple[Tensor, int]:
@@ -55,11 +62,11 @@ def _connect(voxels: Voxels) -> tuple[Tensor, int]:
     wanted = key + offsets[:, None]  # (13, N)
     found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
     near = key[found] == wanted
-    a, b = near.nonzero()[:, 1].numpy(), found[near].numpy()
+    a, b = near.nonzero()[:, 1].cpu().numpy(), found[near].cpu().numpy()
     n_pieces, piece = (
         connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
     )
-    return torch.as_tensor(piece, dtype=torch.int64), n_pieces
+    return torch.as_tensor(piece, dtype=torch.int64, device=key.device), n_pieces
 
 
 def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> Tracks:

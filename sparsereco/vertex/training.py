@@ -13,7 +13,7 @@ from sparsereco.detector import Detector, Response
 from sparsereco.sim.compose import PRESETS, TrackBank
 from sparsereco.sim.geant4 import MUON
 from sparsereco.sim.response import quenched
-from sparsereco.sim.sample import Sample, draw_sample
+from sparsereco.sim.sample import Sample, concatenate, draw_sample
 from sparsereco.vertex.crop import HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings
 from sparsereco.vertex.decomposer import MAX_HADRONS, SPECIES, Decomposer, Hadrons
 from sparsereco.vertex.finder import Finder, embed, finder_loss
@@ -48,22 +48,24 @@ def draw_batch(
     reach: float = float("inf"),
     pile_up: float = 0.0,
 ) -> Sample:
-    """Composes ``n`` events of a random preset and response; ``reach`` and ``pile_up`` as in `draw_sample`."""
-    detector, preset = stream.detector, PRESETS["conf2" if _chance(stream.conf2, generator) else "conf1"]
-    light = 1 + stream.light_spread * torch.randn(n, generator=generator)
-    if _chance(stream.superfgd, generator):
-        detector = replace(detector, response=SUPERFGD)
-        low, high = stream.crosstalk_loss
-        light = light * (low + (high - low) * torch.rand(n, generator=generator))
-    return draw_sample(bank, preset, detector, n, generator, light.clamp(min=0.5), reach, pile_up)
+    """Composes ``n`` events of both responses; ``reach`` and ``pile_up`` as in `draw_sample`."""
+    parts = []
+    realistic = round(stream.superfgd * n)
+    for count, response in ((n - realistic, stream.detector.response), (realistic, SUPERFGD)):
+        if count:
+            light = 1 + stream.light_spread * torch.randn(count, generator=generator)
+            if response.crosstalk > 0:
+                low, high = stream.crosstalk_loss
+                light = light * (low + (high - low) * torch.rand(count, generator=generator))
+            preset = PRESETS["conf2" if torch.rand((), generator=generator) < stream.conf2 else "conf1"]
+            detector = replace(stream.detector, response=response)
+            scale = light.clamp(min=0.5)
+            parts.append(draw_sample(bank, preset, detector, count, generator, scale, reach, pile_up))
+    return concatenate(parts)
 
 
 def _in_voxels(position: Tensor, detector: Detector) -> Tensor:
     return (position - torch.tensor(detector.origin)) / detector.pitch
-
-
-def _chance(probability: float, generator: torch.Generator) -> bool:
-    return bool(torch.rand((), generator=generator) < probability)
 
 
 def finder_step(
