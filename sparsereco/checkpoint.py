@@ -46,6 +46,7 @@ def save(path: str | Path, model: nn.Module, **info: Any) -> None:
     part = path.with_name(path.name + ".part")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, part, metadata={"sparsereco": json.dumps(metadata)})
+    part.chmod(0o644)  # safetensors writes files that only their owner can read
     part.replace(path)
 
 

@@ -116,8 +116,8 @@ def test_straight_tracks_are_found_where_they_leave() -> None:
     tracks = tracks_of(*([line(MIDDLE + o, d)] for o, d in zip(offset, direction, strict=True)))
     assert tracks.crop.tolist() == list(range(200))
     angle = torch.rad2deg(torch.acos((tracks.direction * direction).sum(1).clamp(-1, 1)))
-    assert angle.median() < 2
-    assert angle.max() < 12
+    assert angle.median() < 0.5
+    assert angle.max() < 10
     torch.testing.assert_close(tracks.direction.norm(dim=1), torch.ones(200))
 
     path = torch.where(direction > 0, HALF + 0.5 - offset, -HALF - 0.5 - offset) / direction
@@ -164,9 +164,9 @@ def test_a_track_that_does_not_touch_the_crop_is_none() -> None:
 @pytest.mark.parametrize("place", [(4, 0, 0), (-4, 4, 2), (0, 1, -4)])
 def test_a_single_hit_points_away_from_the_crop(place: tuple[int, int, int]) -> None:
     tracks = tracks_of([voxel(*place)])
-    torch.testing.assert_close(tracks.direction[0], unit(*map(float, place)), rtol=0, atol=1e-5)
+    assert tracks.direction[0] @ unit(*map(float, place)) > 0.99
     torch.testing.assert_close(tracks.length, torch.tensor([1.0]))
-    torch.testing.assert_close(tracks.light, torch.tensor([100.0]))
+    assert 30 < tracks.light < 200  # its path in the voxel is not known
     assert tracks.point.abs().max().item() == pytest.approx(HALF + 0.5)
 
 
@@ -186,6 +186,22 @@ def test_only_the_tracks_with_most_hits_stay(max_tracks: int) -> None:
     expected = [6, 5, 4, 3, 2][:max_tracks]
     assert tracks.hits.tolist() == expected * 2
     assert tracks.crop.tolist() == [0] * len(expected) + [1] * len(expected)
+
+
+def test_whatever_is_lit_gives_finite_tracks() -> None:
+    """Clouds of hits, thick and thin, are no lines, but no reason to fail."""
+    random = torch.Generator().manual_seed(7)
+    clouds = []
+    for n in (1, 5, 50, 500, 3000):
+        place = torch.randint(-REACH, REACH + 1, (n, 3), generator=random)
+        clouds.append([(torch.tensor([CENTRE]) + place, torch.rand(n, generator=random) * 1000)])
+    tracks = tracks_of(*clouds, [voxel(4, 4, 4, signal=0.0)], min_pe=0.0)
+    assert len(tracks) >= 5
+    assert 5 not in tracks.crop  # no light, no track
+    for name, values in vars(tracks).items():
+        assert torch.isfinite(values).all(), name
+    torch.testing.assert_close(tracks.direction.norm(dim=1), torch.ones(len(tracks)))
+    assert tracks.point.abs().max() <= HALF + 0.5
 
 
 def test_crops_do_not_see_each_other() -> None:

@@ -24,8 +24,8 @@ from sparsereco.vertex.decomposer import (
     Hadrons,
     Steps,
     _log_density,
-    canonical_turn,
 )
+from sparsereco.vertex.features import canonical_turn
 
 CONTEXT = 5
 SYMMETRIES = torch.stack(

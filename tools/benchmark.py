@@ -54,20 +54,41 @@ def run(argv: list[str]) -> None:
         raise InputError(f"-n: expected positive numbers, got {numbers[0]}")
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.root"
-        made = ["vertex", "-o", sample, "-n", numbers[-1], "--seed", 1, "--preset", args.preset, "--response", args.response]
+        made = [
+            "vertex",
+            "-o",
+            sample,
+            "-n",
+            numbers[-1],
+            "--seed",
+            1,
+            "--preset",
+            args.preset,
+            "--response",
+            args.response,
+        ]
         measure("simulate.py", [*made, "-q", *(["--bank", args.bank] if args.bank else [])])
         rows = []
         for number in numbers:
             options = ["-n", number, "-o", Path(folder) / f"{number}.root", "--batch_size", args.batch_size, "-q"]
             seconds, memory = measure("reco.py", ["vertex", sample, *options])
             rows.append({"events": number, "seconds": seconds, "events_per_s": number / seconds, "peak_mb": memory})
-            print(f"{number:8,} events  {seconds:7.1f} s  {number / seconds:7.0f} events/s  peak {memory:6.0f} MB", flush=True)
-    result = {"runs": rows, "response": args.response, "preset": args.preset, "batch_size": args.batch_size, "cores": os.cpu_count()}
+            print(
+                f"{number:8,} events  {seconds:7.1f} s  {number / seconds:7.0f} events/s  peak {memory:6.0f} MB",
+                flush=True,
+            )
+    result = {
+        "runs": rows,
+        "response": args.response,
+        "preset": args.preset,
+        "batch_size": args.batch_size,
+        "cores": os.cpu_count(),
+    }
     if len(rows) > 1:
         first, last = rows[0], rows[-1]
         result["slope_events_per_s"] = (last["events"] - first["events"]) / (last["seconds"] - first["seconds"])
         result["memory_ratio"] = last["peak_mb"] / first["peak_mb"]
-        print(f"slope {result['slope_events_per_s']:.0f} events/s, memory of the longest over the shortest run {result['memory_ratio']:.2f}")
+        print(f"slope {result['slope_events_per_s']:.0f} events/s, memory ratio {result['memory_ratio']:.2f}")
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a stage on events composed without end from a bank of tracks. `tools/train.py finder --help` lists the options."""
+"""Trains a stage on composed events. `tools/train.py finder --help` lists the options."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FinderTraining:
     output: str = "runs/finder"
     """Folder of checkpoints, log and result."""
     processes: int = 2
-    """Processes with one thread each, which share every batch; on a CPU faster than one process with several threads."""
+    """Processes with one thread each that share every batch: on a CPU faster than one with several threads."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DecomposerTraining:
     output: str = "runs/decomposer"
     """Folder of checkpoints, log and result."""
     processes: int = 2
-    """Processes with one thread each, which share every batch; on a CPU faster than one process with several threads."""
+    """Processes with one thread each that share every batch: on a CPU faster than one with several threads."""
     finder_weights: str | None = None
     """Checkpoint of the finder; null: the shipped one."""
     held_out: str = "banks/test.npz"
@@ -105,7 +105,9 @@ def run(argv: list[str]) -> None:
     if args.resume and not (Path(settings.output) / "last.pt").is_file():
         raise InputError(f"--resume: there is no {settings.output}/last.pt to go on from")
     if settings.schedule.batch_size % settings.processes:
-        raise InputError(f"schedule.batch_size {settings.schedule.batch_size} is no multiple of {settings.processes} processes")
+        raise InputError(
+            f"schedule.batch_size {settings.schedule.batch_size} is no multiple of {settings.processes} processes"
+        )
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (stage, settings, args.resume, args.quiet, f"file://{meeting}/store")
         torch.multiprocessing.spawn(work, arguments, nprocs=settings.processes)  # type: ignore[no-untyped-call]
@@ -136,12 +138,21 @@ def work(rank: int, stage: str, settings: Any, resume: bool, quiet: bool, meetin
         log = Log(folder / "log.csv", advance)
         best = fit(model, losses, settings.schedule, folder, resume, log if rank == 0 else lambda step, values: None)
     if rank == 0:
-        info: dict[str, Any] = {"training": dataclasses.asdict(settings), "bank_sha256": checkpoint.sha256(settings.events.bank)}
+        info: dict[str, Any] = {
+            "training": dataclasses.asdict(settings),
+            "bank_sha256": checkpoint.sha256(settings.events.bank),
+        }
         if stage == "decomposer":
             held_out = TrackBank(Bank.load(settings.held_out))
             info["metrics"] = {
-                name: calibrate(best, finder, dataclasses.replace(settings.events, conf2=conf2, superfgd=superfgd), held_out, 8, 1)
-                for name, conf2, superfgd in (("conf1 ideal", 0.0, 0.0), ("conf2 ideal", 1.0, 0.0), ("training mixture", settings.events.conf2, settings.events.superfgd))
+                name: calibrate(
+                    best, finder, dataclasses.replace(settings.events, conf2=conf2, superfgd=superfgd), held_out, 8, 1
+                )
+                for name, conf2, superfgd in (
+                    ("conf1 ideal", 0.0, 0.0),
+                    ("conf2 ideal", 1.0, 0.0),
+                    ("training mixture", settings.events.conf2, settings.events.superfgd),
+                )
             }
         checkpoint.save(folder / f"{stage}.safetensors", best, **info)
     dist.barrier()

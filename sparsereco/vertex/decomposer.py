@@ -17,8 +17,17 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
 from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
-from sparsereco.vertex.crop import HALF, Crops, Tracks
-from sparsereco.vertex.lines import path_in_voxel
+from sparsereco.vertex.crop import HALF, Crops
+from sparsereco.vertex.features import (
+    RELATIVE_FEATURES,
+    TRACK_FEATURES,
+    VOXEL_FEATURES,
+    leading_line,
+    relative_features,
+    track_features,
+    turned,
+    voxel_features,
+)
 
 SPECIES = (2212, 1000010020, 1000010030)
 """PDG codes that a hadron can get: p, d, t."""
@@ -49,6 +58,10 @@ class DecomposerConfig:
     """Features of the finder's embedding of a voxel."""
 
 
+Remembered = tuple[list[tuple[Tensor, Tensor]], Tensor]
+"""What `Decomposer.decode` needs of a crop at every step."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What the decoder works from, in the turned frame."""
@@ -60,6 +73,8 @@ class Encoded:
     vertex_scale: Tensor  # (V, 3) Laplace scale [voxels]
     first_vertex: Tensor  # (V, 3) the estimate after the first blocks
     first_scale: Tensor  # (V, 3)
+    total: Tensor  # (V,) kinetic energy of all hadrons together [units of ENERGY]
+    total_scale: Tensor  # (V,) Laplace scale [units of ENERGY]
     turn: Tensor  # (V, 3, 3) from the detector's frame to the turned one
 
 
@@ -118,13 +133,13 @@ class Decomposer(nn.Module):
         width, heads = settings.width, settings.heads
         self.axes = nn.Embedding(3 * (2 * HALF + 1), width)
         self.voxel = nn.Sequential(
-            nn.Linear(_VOXEL_FEATURES + settings.context, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(VOXEL_FEATURES + settings.context, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.track = nn.Sequential(nn.Linear(_TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.track = nn.Sequential(nn.Linear(TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.summary = nn.Parameter(0.02 * torch.randn(width))
         self.first = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.first_blocks))
         self.first_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6))
-        self.relative = nn.Sequential(nn.Linear(_RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.relative = nn.Sequential(nn.Linear(RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.second = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.second_blocks))
         self.vertex_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
         self.start = nn.Parameter(0.02 * torch.randn(width))
@@ -135,6 +150,7 @@ class Decomposer(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES) + 1)
         )
         self.share_query, self.share_key = nn.Linear(width, 32), nn.Linear(width, 32)
+        self.total_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 2))
         # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events.
         self.register_buffer("vertex_calibration", torch.ones(()))
         self.register_buffer("ke_calibration", torch.ones(()))
@@ -142,11 +158,11 @@ class Decomposer(nn.Module):
 
     def encode(self, crops: Crops) -> Encoded:
         """Encodes crops; every crop has at least its summary token, so an empty one is valid."""
-        turn, line = _leading(crops)
-        place = _turned(crops.place.float(), turn[crops.crop])
+        turn, line = leading_line(crops)
+        place = turned(crops.place.float(), turn[crops.crop])
         axes = self.axes(place.long() + HALF + (2 * HALF + 1) * torch.arange(3)).sum(1)
-        voxels = axes + self.voxel(torch.cat([_voxel_features(crops, place, line), crops.context], 1))
-        tracks = self.track(_track_features(crops.tracks, turn))
+        voxels = axes + self.voxel(torch.cat([voxel_features(crops, place, line), crops.context], 1))
+        tracks = self.track(track_features(crops.tracks, turn))
         summary = self.summary.expand(len(crops), -1)
         owner = torch.cat([torch.arange(len(crops)), crops.tracks.crop, crops.crop])
         order = torch.argsort(owner, stable=True)
@@ -158,17 +174,25 @@ class Decomposer(nn.Module):
         is_summary = ragged.slot == 0
         first, first_scale = _vertex(self.first_head(x[is_summary]), line.nearest)
         is_voxel = order >= len(crops) + len(crops.tracks)
-        seen = self.relative(_relative_features(crops, place, first.detach(), first_scale.detach(), line))
+        seen = self.relative(relative_features(crops, place, first.detach(), first_scale.detach(), line))
         x = x + torch.zeros_like(x).index_put((is_voxel.nonzero()[:, 0],), seen.to(x.dtype))
         for block in self.second:
             x = block(x, ragged)
         vertex, scale = _vertex(self.vertex_head(x[is_summary]), first.detach())
-        return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, turn)
+        total = self.total_head(x[is_summary])
+        total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
+        return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, turn)
 
-    def decode(self, encoded: Encoded, named: Tensor) -> Steps:
+    def remember(self, encoded: Encoded) -> Remembered:
+        """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
+        blocks = [block.remember(encoded.memory, encoded.ragged) for block in self.decoder]
+        return blocks, encoded.ragged.pad(self.share_key(encoded.memory))
+
+    def decode(self, encoded: Encoded, named: Tensor, remembered: Remembered) -> Steps:
         """Densities of the next hadron after each prefix.
 
         Args:
+            encoded: the crops; remembered: of the same, from `remember`.
             named: (V, S, 4 + len(SPECIES)) the hadrons before, from `_name`; the density of step s depends on the
                 first s.
         """
@@ -201,10 +225,11 @@ class Decomposer(nn.Module):
             generator: of the noise on order and prefix, which prepares the decoder for its own errors.
         """
         encoded = self.encode(crops)
-        where = _turned(vertex, encoded.turn)
+        where = turned(vertex, encoded.turn)
         hadrons = _in_order(hadrons, crops.crop, generator)
         direction = torch.einsum("vij,vsj->vsi", encoded.turn, hadrons.direction)
-        steps = self.decode(encoded, _name(*_blurred(direction, hadrons.ke, generator), hadrons.species))
+        named = _name(*_blurred(direction, hadrons.ke, generator), hadrons.species)
+        steps = self.decode(encoded, named, self.remember(encoded))
 
         exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]  # (V, S)
         asked = torch.arange(MAX_HADRONS + 1) <= hadrons.count[:, None]  # (V, S + 1): the step after the last says stop
@@ -215,8 +240,9 @@ class Decomposer(nn.Module):
         species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
         n = max(len(crops), 1)
         return {
-            "vertex": _laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
-            "first": 0.3 * _laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
+            "vertex": 2 * _laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
+            "first": 0.6 * _laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
+            "total": _laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
             "more": more[asked].sum() / n,
             "kinematics": kinematics.sum() / n,
             "species": species.sum() / n,
@@ -225,132 +251,49 @@ class Decomposer(nn.Module):
 
     @torch.inference_mode()
     def forward(self, crops: Crops, max_hadrons: int = MAX_HADRONS) -> Decomposition:
-        """Takes crops apart: at each step the likeliest mode, until another hadron is less likely than not."""
+        """Takes crops apart: at each step the likeliest mode, and as many hadrons as is likeliest in all.
+
+        Stopping at the first step that is less likely than not would often miss the likeliest number.
+        """
         encoded = self.encode(crops)
         n = len(crops)
         named = torch.zeros(n, 0, 4 + len(SPECIES))
-        going = torch.ones(n, dtype=torch.bool)
+        remembered = self.remember(encoded)
         found = []
         for _ in range(max_hadrons):
-            steps = self.decode(encoded, named)
-            going = going & (steps.more[:, -1] > 0)
+            steps = self.decode(encoded, named, remembered)
             mode = steps.weight[:, -1].argmax(-1)
             direction, kappa, ke, scale = (
                 value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke, steps.ke_scale)
             )
             ke, species = ke.clamp(min=0), steps.species[:, -1].argmax(-1)
             share = encoded.ragged.pack(steps.share[:, -1])[encoded.is_voxel].sigmoid()
-            found.append((going, species, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
-            if not bool(going.any()):
-                break
+            found.append((species, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
             named = torch.cat([named, _name(direction, ke * ENERGY, species)[:, None]], 1)
-        going, species, score, ke, scale, direction, kappa, share = (
+        species, more, ke, scale, direction, kappa, share = (
             torch.stack(parts, 1) for parts in zip(*found, strict=True)
         )
+        score = more.cumprod(1)  # (V, S) probability of at least so many hadrons
+        at_least = torch.cat([torch.ones(n, 1), score, torch.zeros(n, 1)], 1)
+        count = (at_least[:, :-1] - at_least[:, 1:]).argmax(1)
+        going = torch.arange(max_hadrons) < count[:, None]
+        ke = _reconciled(ke, scale, going, encoded)
         crop, step = going.nonzero(as_tuple=True)
         back = encoded.turn.mT
         share = share * going[crops.crop]
         return Decomposition(
-            vertex=_turned(encoded.vertex, back),
-            vertex_err=self.vertex_calibration * _LAPLACE_68 * _turned(encoded.vertex_scale, back.abs()),
+            vertex=turned(encoded.vertex, back),
+            vertex_err=self.vertex_calibration * _LAPLACE_68 * turned(encoded.vertex_scale, back.abs()),
             crop=crop,
             step=step,
             species=species[going],
             score=score[going],
             ke=ke[going] * ENERGY,
             ke_err=self.ke_calibration * _LAPLACE_68 * scale[going] * ENERGY,
-            direction=_turned(direction[going], back[crop]),
+            direction=turned(direction[going], back[crop]),
             dir_err=self.dir_calibration / kappa[going].sqrt(),
             share=share / share.sum(1, keepdim=True).clamp(min=1.0),
         )
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The longest leaving track of each crop, in the turned frame; zeros where there is none."""
-
-    point: Tensor  # (V, 3) [voxels]
-    direction: Tensor  # (V, 3)
-    light: Tensor  # (V,) [p.e. per voxel]
-
-    @property
-    def nearest(self) -> Tensor:
-        """(V, 3) the point of the line nearest to the centre of the crop: a first guess at the vertex."""
-        return (self.point - _dot(self.point, self.direction) * self.direction).clamp(-1.5, 1.5)
-
-
-def _leading(crops: Crops) -> tuple[Tensor, _Line]:
-    """The turn of each crop and its line."""
-    tracks, n = crops.tracks, len(crops)
-    lead = torch.ones(len(tracks), dtype=torch.bool)
-    lead[1:] = tracks.crop[1:] != tracks.crop[:-1]
-    owner = tracks.crop[lead]
-    point, direction = (
-        torch.zeros(n, 3).index_copy(0, owner, value[lead]) for value in (tracks.point, tracks.direction)
-    )
-    light = torch.zeros(n).index_copy(0, owner, tracks.light[lead])
-    # Without a track the light itself gives the axis.
-    dipole = torch.zeros(n, 3).index_add(0, crops.crop, crops.place * crops.signal[:, None])
-    turn = canonical_turn(torch.where(direction.any(1, keepdim=True), direction, dipole))
-    return turn, _Line(_turned(point, turn), _turned(direction, turn), light)
-
-
-def canonical_turn(axis: Tensor) -> Tensor:
-    """The symmetry of the cube that turns each axis (V, 3) into x >= y >= z >= 0, (V, 3, 3) signed permutations."""
-    order = axis.abs().argsort(dim=1, descending=True, stable=True)
-    sign = torch.where(axis < 0, -1.0, 1.0).gather(1, order)
-    return torch.zeros(len(axis), 3, 3).scatter(2, order[:, :, None], sign[:, :, None])
-
-
-def _turned(vectors: Tensor, turn: Tensor) -> Tensor:
-    """(N, 3) vectors, each by its own (N, 3, 3) matrix."""
-    return (turn * vectors[:, None, :]).sum(2)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1, keepdim=True)
-
-
-_VOXEL_FEATURES, _RELATIVE_FEATURES, _TRACK_FEATURES = 17, 15, 13
-
-
-def _voxel_features(crops: Crops, place: Tensor, line: _Line) -> Tensor:
-    """(N, _VOXEL_FEATURES): place, light, and where the longest leaving track passes."""
-    point, direction = line.point[crops.crop], line.direction[crops.crop]
-    light = crops.signal[:, None]
-    along = _dot(place - point, direction)
-    aside = place - point - along * direction
-    chord = path_in_voxel(place, point, direction)[:, None]
-    expected = chord * line.light[crops.crop, None]
-    off_line = aside.norm(dim=1, keepdim=True)
-    excess = (light + 20).log() - (expected + 20).log()
-    return torch.cat([place / HALF, *_light(light), along / 5, aside.clamp(-4, 4) / 2, off_line.clamp(max=4) / 2,
-                      chord, *_light(expected), (light - expected) / 300, excess], 1)  # fmt: skip
-
-
-def _relative_features(crops: Crops, place: Tensor, vertex: Tensor, scale: Tensor, line: _Line) -> Tensor:
-    """(N, _RELATIVE_FEATURES): the voxel seen from the estimated vertex, and the light beyond the leaving track's."""
-    vertex, scale, direction = vertex[crops.crop], scale[crops.crop], line.direction[crops.crop]
-    arm = place - vertex
-    distance = arm.norm(dim=1, keepdim=True)
-    unit = arm / distance.clamp(min=0.1)
-    chord = path_in_voxel(place, vertex, direction, start=0.0)[:, None]
-    light = crops.signal[:, None]
-    rest = light - chord * line.light[crops.crop, None]
-    return torch.cat([arm / 2, unit, distance / 3, 1 / (0.3 + distance), _dot(unit, direction), chord, rest / 300,
-                      rest.clamp(min=0).sqrt() / 20, 3 * scale.clamp(max=1)], 1)  # fmt: skip
-
-
-def _track_features(tracks: Tracks, turn: Tensor) -> Tensor:
-    """(T, _TRACK_FEATURES)."""
-    point, direction = _turned(tracks.point, turn[tracks.crop]), _turned(tracks.direction, turn[tracks.crop])
-    nearest = point - _dot(point, direction) * direction
-    scalars = torch.stack([tracks.hits.log() / 2, tracks.length / 8, (tracks.light + 10).log() - 5, tracks.spread], 1)
-    return torch.cat([point / HALF, direction, nearest.clamp(-4, 4), scalars], 1)
-
-
-def _light(pe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (pe + 5).log() / 2 - 2, pe.clamp(min=0).sqrt() / 20, pe / 1000
 
 
 def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -386,6 +329,17 @@ def _in_order(hadrons: Hadrons, crop: Tensor, generator: torch.Generator) -> Had
     ke, species = hadrons.ke.gather(1, order), hadrons.species.gather(1, order)
     direction = hadrons.direction.gather(1, order[:, :, None].expand(-1, -1, 3))
     return Hadrons(ke, direction, species, hadrons.count, hadrons.share.gather(1, order[crop]))
+
+
+def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> Tensor:
+    """Energies (V, S) moved, each by its own uncertainty, so that their sum agrees with the total that is seen at once.
+
+    The total is known better than the sum of the parts: a hadron that takes too much leaves too little to another.
+    """
+    variance = scale.square() * going
+    excess = encoded.total - (ke * going).sum(1)
+    share = variance / variance.sum(1, keepdim=True).clamp(min=1e-9)
+    return (ke + share * excess[:, None]).clamp(min=0)
 
 
 def _blurred(direction: Tensor, ke: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

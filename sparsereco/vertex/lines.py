@@ -1,8 +1,8 @@
 """Straight lines through voxels, fitted by path length: the light of a voxel is proportional to the line's path in it.
 
-A line through voxel centres knows where a track is to a third of a voxel. How a track shares its light between neighbours
-tells where it passed from one to the next, several times better; so does the light inside the crop, where it is not mixed
-with that of the hadrons.
+A line through voxel centres knows where a track is to a third of a voxel. How the track shares its light between
+neighbours tells where it passed from one to the next, several times better; so does the light inside the crop, where it
+is not mixed with that of the hadrons.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIVOT = 6.5
 """The fit moves and tilts the line about this distance from the centre, the middle of its hits [voxels]."""
 
 _VARIANCE = 0.015, 0.08
-"""Variance of the light of a voxel in units of the light per voxel length: constant, and per path length (straggling)."""
+"""Variance of the light of a voxel, in units of the light per length: constant, and per path length (straggling)."""
 
 
 def path_in_voxel(centre: Tensor, point: Tensor, direction: Tensor, start: float = float("-inf")) -> Tensor:
@@ -139,7 +139,9 @@ def _by_path_length(hits: _Hits, point: Tensor, direction: Tensor, light: Tensor
         light = torch.where(scale > 0, fitted, light).clamp(min=30.0)
         rest = (hits.signal / light[hits.line]).clamp(max=1.9) - model
         slopes = torch.stack([(path(moved + step) - path(moved - step)) / (2 * step.sum()) for step in steps.diag()], 1)
-        curvature = hits.sum((weight[:, None, None] * slopes[:, :, None] * slopes[:, None, :]).flatten(1)).view(-1, 4, 4)
+        curvature = hits.sum((weight[:, None, None] * slopes[:, :, None] * slopes[:, None, :]).flatten(1)).view(
+            -1, 4, 4
+        )
         pull = hits.sum((weight * rest)[:, None] * slopes)
         moved = moved + 0.7 * torch.linalg.solve(curvature + damping, pull).clamp(-0.2, 0.2)
     return *line(moved), light

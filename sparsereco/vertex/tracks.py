@@ -1,7 +1,8 @@
 """Leaving tracks: every track that leaves the 7x7x7 crop around a vertex, found from the hits around the crop alone.
 
-Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track. A straight
-line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch are handled at once.
+Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track. A
+straight line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch are
+handled at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
         max_tracks: only so many per crop, those with most hits.
     """
     beyond = distance(around.coords, centre[around.event])
-    keep = (beyond > HALF) & (around.signal >= min_pe)
+    keep = (beyond > HALF) & (around.signal >= min_pe) & (around.signal > 0)
     shell, beyond = around.select(keep), beyond[keep].long()
     place = shell.coords.float() - centre[shell.event].float()  # (N, 3)
     piece, n_pieces = _connect(shell)

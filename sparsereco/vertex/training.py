@@ -1,4 +1,4 @@
-"""What the vertex stages are trained on: endless streams of composed events, the losses on them, and the calibration of errors."""
+"""What the vertex stages are trained on: endless streams of composed events, and the losses on them; calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparsereco.vertex.tracks import find_tracks
 
 @dataclass(frozen=True)
 class EventStream:
-    """What the events of a training look like: both presets, both responses, and a light yield that is never quite known."""
+    """What the events of a training look like: both presets, both responses, a light yield never quite known."""
 
     bank: str = "banks/vertex.npz"
     """File of `tools/simulate.py bank`."""
@@ -33,7 +33,7 @@ class EventStream:
     light_spread: float = 0.04
     """Relative spread of the light yield from event to event."""
     crosstalk_loss: tuple[float, float] = (1.0, 1.22)
-    """Range of a further factor where there is crosstalk: experiments quote the light yield before or after the loss."""
+    """Range of a further factor where there is crosstalk: light yields are quoted before or after that loss."""
     detector: Detector = field(default_factory=Detector)
 
 
@@ -81,7 +81,7 @@ def finder_step(
 def decomposer_batch(
     finder: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
 ) -> tuple[Crops, Tensor, Hadrons]:
-    """Crops as the chain will cut them, with reconstructed tracks and the finder's embedding; true vertices and hadrons."""
+    """Crops as the chain cuts them, with reconstructed tracks and the finder's embedding; true vertices and hadrons."""
     batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
     own = torch.floor(vertex)
@@ -111,7 +111,7 @@ def _true_hadrons(batch: Sample, crops: Crops, detector: Detector) -> Hadrons:
     ke = torch.zeros(n, MAX_HADRONS).index_put((interaction, slot), particles.ke[rows])
     direction = torch.zeros(n, MAX_HADRONS, 3).index_put((interaction, slot), particles.direction[rows])
 
-    # Light of every particle in every voxel of its 7 x 7 x 7 crop; column 0 of a crop is the muon, column 1 + s hadron s.
+    # Light of every particle in every voxel of its 7 x 7 x 7 crop; column 0 is the muon's, column 1 + s hadron s's.
     side = 2 * HALF + 1
     column = torch.zeros(len(particles.pdg), dtype=torch.int64).index_put((rows,), 1 + slot)
     made = batch.deposits
@@ -134,7 +134,9 @@ def decomposer_step(
     return model.loss(crops, vertex, hadrons, generator)
 
 
-def calibrate(model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, batches: int, seed: int) -> dict[str, float]:
+def calibrate(
+    model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, batches: int, seed: int
+) -> dict[str, float]:
     """Scales the model's predicted errors so that 68 % intervals hold 68 % of held-out events, and measures it there.
 
     Args:
@@ -146,8 +148,8 @@ def calibrate(model: Decomposer, finder: Finder, stream: EventStream, bank: Trac
         seed: of the events.
 
     Returns:
-        Medians and 68 % quantiles: ``vertex`` [mm], ``ke`` [MeV], ``angle`` [deg] above 20 MeV, and ``count``, the share of events with
-        the right number of hadrons.
+        Medians and 68 % quantiles: ``vertex`` [mm], ``ke`` [MeV], ``angle`` [deg] above 20 MeV, and ``count``, the
+        share of events with the right number of hadrons.
     """
     for buffer in (model.vertex_calibration, model.ke_calibration, model.dir_calibration):
         buffer.fill_(1.0)
