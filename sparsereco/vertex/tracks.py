@@ -2,7 +2,7 @@
 
 Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track. A
 straight line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch are
-handled at once.
+treated at once.
 """
 
 from __future__ import annotations
