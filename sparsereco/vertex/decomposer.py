@@ -10,7 +10,9 @@ predicted one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +187,8 @@ class Decomposer(nn.Module):
 
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
-        blocks = [block.remember(encoded.memory, encoded.ragged) for block in self.decoder]
+        decoder = cast(Iterable[DecoderBlock], self.decoder)
+        blocks = [block.remember(encoded.memory, encoded.ragged) for block in decoder]
         return blocks, encoded.ragged.pad(self.share_key(encoded.memory))
 
     def decode(self, encoded: Encoded, named: Tensor, remembered: Remembered) -> Steps:

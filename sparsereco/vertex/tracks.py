@@ -1,8 +1,8 @@
 """Leaving tracks: every track that leaves the 7x7x7 crop around a vertex, found from the hits around the crop alone.
 
 Hits in a shell around the crop are joined to connected pieces; a piece that touches the crop is a leaving track. A
-straight line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch are
-treated at once.
+straight line through it is the start of a fit to the light in and around the crop (`lines`). All vertices of a batch
+are treated at once.
 """
 
 from __future__ import annotations
