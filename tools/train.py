@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class FinderTraining:
     """The events."""
     schedule: Schedule = field(default_factory=Schedule)
     """How long and how fast."""
+    start: str | None = None
+    """Checkpoint to start from, to adapt or improve what is there; null: random weights."""
     output: str = "runs/finder"
     """Folder of checkpoints, log and result."""
     processes: int = 2
@@ -64,6 +67,8 @@ class DecomposerTraining:
     """The events."""
     schedule: Schedule = field(default_factory=Schedule)
     """How long and how fast."""
+    start: str | None = None
+    """Checkpoint to start from, to adapt or improve what is there; null: random weights."""
     output: str = "runs/decomposer"
     """Folder of checkpoints, log and result."""
     processes: int = 2
@@ -102,6 +107,10 @@ def run(argv: list[str]) -> None:
     for bank in banks:
         if not Path(bank).is_file():
             raise InputError(f"there is no bank {bank}; make it with: tools/simulate.py bank -o {bank} -n N --seed N")
+    if settings.start and checkpoint.metadata(settings.start)["config"] != json.loads(
+        json.dumps(dataclasses.asdict(settings.network))
+    ):
+        raise InputError(f"start: the network of {settings.start} is not the one of this training")
     if args.resume and not (Path(settings.output) / "last.pt").is_file():
         raise InputError(f"--resume: there is no {settings.output}/last.pt to go on from")
     if settings.schedule.batch_size % settings.processes:
@@ -122,14 +131,15 @@ def work(rank: int, stage: str, settings: Any, resume: bool, quiet: bool, meetin
     folder = Path(settings.output)
     model: nn.Module
     if stage == "finder":
-        model = Finder(settings.network)
+        model = checkpoint.load(settings.start, Finder, FinderConfig) if settings.start else Finder(settings.network)
 
         def losses(generator: torch.Generator) -> dict[str, torch.Tensor]:
             return finder_step(model, settings.events, bank, n, generator)
     else:
         weights = Path(settings.finder_weights or checkpoint.WEIGHTS / "finder.safetensors")
         finder = checkpoint.load(weights, Finder, FinderConfig)
-        model = Decomposer(settings.network)
+        start = settings.start
+        model = checkpoint.load(start, Decomposer, DecomposerConfig) if start else Decomposer(settings.network)
 
         def losses(generator: torch.Generator) -> dict[str, torch.Tensor]:
             return decomposer_step(model, finder, settings.events, bank, n, generator)
