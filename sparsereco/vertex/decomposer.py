@@ -185,6 +185,12 @@ class Decomposer(nn.Module):
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
         return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, turn)
 
+    @torch.inference_mode()
+    def locate(self, crops: Crops) -> Tensor:
+        """The vertex alone, (V, 3) relative to the centre of the crop in the detector's frame [voxels]."""
+        encoded = self.encode(crops)
+        return turned(encoded.vertex, encoded.turn.mT)
+
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
         decoder = cast(Iterable[DecoderBlock], self.decoder)

@@ -85,9 +85,8 @@ def decomposer_batch(
     batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
     own = torch.floor(vertex)
-    # The finder is right to a few mm; now and then it is off by a voxel.
-    wide = torch.rand(n, 1, generator=generator) < 0.15
-    guess = vertex + torch.where(wide, 0.7, 0.2) * torch.randn(n, 3, generator=generator)
+    # As far off as the finder: a better guess would tell the network where the vertex is, which nobody will tell it later.
+    guess = vertex + 0.45 * torch.randn(n, 3, generator=generator)
     centre = torch.minimum(torch.maximum(torch.floor(guess), own - 1), own + 1).long()
     around = surroundings(batch.hits, torch.arange(n), centre)
     context = embed(finder, around)
