@@ -17,8 +17,8 @@ setup: $(READY) ## Create .venv and install sparsereco with all extras, at the v
 demo: $(READY) ## Reconstruct the sample that ships with the project; report and event display in demo/
 	@mkdir -p demo
 	$(PYTHON) tools/reco.py vertex $(SAMPLE) -o demo/reco.root -f
-	$(PYTHON) tools/evaluate.py vertex demo/reco.root $(SAMPLE) -o demo/report
-	$(PYTHON) tools/display.py demo/reco.root --hits $(SAMPLE) --event 0 -o demo/event.html
+	$(PYTHON) tools/evaluate.py vertex demo/reco.root $(SAMPLE) -o demo/report -f
+	$(PYTHON) tools/display.py demo/reco.root --hits $(SAMPLE) --event 0 -o demo/event.html -f
 
 test: $(READY) ## Run the test suite
 	$(PYTHON) -m pytest

@@ -85,7 +85,7 @@ def decomposer_batch(
     batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
     own = torch.floor(vertex)
-    # As far off as the finder: a better guess would tell the network where the vertex is, which nobody will tell it later.
+    # As far off as the finder: a better guess would tell the network where the vertex is, as nobody will in use.
     guess = vertex + 0.45 * torch.randn(n, 3, generator=generator)
     centre = torch.minimum(torch.maximum(torch.floor(guess), own - 1), own + 1).long()
     around = surroundings(batch.hits, torch.arange(n), centre)
