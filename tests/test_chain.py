@@ -40,7 +40,7 @@ def random_config(tmp_path_factory: pytest.TempPathFactory) -> VertexConfig:
     with torch.no_grad():
         finder.head.weight[:1].mul_(3)
         decomposer.step_head[-1].weight.mul_(4)
-        decomposer.step_head[-1].bias[-1] = 0.7
+        decomposer.step_head[-1].bias[-1] = 3.0
         decomposer.place.mul_(30)
     checkpoint.save(folder / "finder.safetensors", finder)
     checkpoint.save(folder / "decomposer.safetensors", decomposer)

@@ -189,7 +189,8 @@ def test_the_truth_of_a_crop(tracks: TrackBank) -> None:
     crops, vertex, hadrons = batch
     assert len(crops) == len(vertex) == len(hadrons.count) == 60
     assert (vertex.abs() <= 1.5 + 1e-4).all()  # the central voxel is that of the vertex, or a neighbour
-    assert (vertex.abs() <= 0.5).all(1).float().mean() > 0.5
+    # As loosely as the finder: a closer centre would tell the network where the vertex is.
+    assert 0.5 < (vertex.abs() <= 0.5).float().mean() < 0.85
     assert hadrons.count.min() >= 1
     assert hadrons.count.max() <= MAX_HADRONS
     exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]
