@@ -39,13 +39,6 @@ def bank() -> Any:
     return make_bank(600, seed=11)
 
 
-@pytest.fixture
-def chain_ready() -> None:
-    """Skips a test of the real chain while it has no weights."""
-    if not list((ROOT / "sparsereco" / "weights").glob("*.safetensors")):
-        pytest.skip("sparsereco/weights holds no weights yet")
-
-
 def some_hits(n_events: int, first_event: int = 0, seed: int = 1) -> ak.Array:
     """Events with 0 to 5 random hits, on voxel centres of the default detector; the first has none, the second one."""
     rng = np.random.default_rng(seed)

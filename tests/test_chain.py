@@ -52,8 +52,6 @@ def random_config(tmp_path_factory: pytest.TempPathFactory) -> VertexConfig:
 def chain(request: pytest.FixtureRequest, random_config: VertexConfig) -> VertexChain:
     if request.param == "random":
         return VertexChain(random_config)
-    if not all((checkpoint.WEIGHTS / f"{name}.safetensors").is_file() for name in ("finder", "decomposer")):
-        pytest.skip("sparsereco/weights lacks weights")
     return VertexChain(CONFIG)
 
 
@@ -249,8 +247,6 @@ def test_the_limits_of_the_settings_hold(random_config: VertexConfig, events: ak
 
 def test_the_shipped_finder_finds_the_vertex(random_config: VertexConfig) -> None:
     """On events that it was not trained on: all light of the hadrons in one voxel, a straight muon."""
-    if not (checkpoint.WEIGHTS / "finder.safetensors").is_file():
-        pytest.skip("sparsereco/weights lacks the finder")
     chain, truth = VertexChain(replace(random_config, finder_weights=None)), truth_events(40, seed=9)
     with torch.inference_mode():
         visible, _ = chain.finder.visible(chain._voxels(hit_events(truth)))

@@ -160,7 +160,7 @@ assert not heavy, heavy
 
 
 def test_the_real_chain_runs(
-    chain_ready: None, tool: ModuleType, write_hits: WriteHits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, write_hits: WriteHits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.root"
     argv = ["vertex", str(write_hits("a.root", some_hits(20))), "-o", str(out), "--device", "cpu"]
