@@ -172,7 +172,8 @@ def _engine() -> dict[str, Any]:
     """Starts Geant4: once per process, since its run manager is a singleton that cannot be made twice."""
     _point_data_sets_at_empty_folders()
     try:
-        import geant4_pybind as g4
+        with _not_under_ci():
+            import geant4_pybind as g4
     except ImportError as error:
         raise ImportError(
             "the simulation needs Geant4: pip install 'sparsereco[sim]' (package geant4-pybind)"
@@ -288,6 +289,17 @@ def _silent_stdout() -> Iterator[None]:
         flush(None)
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextmanager
+def _not_under_ci() -> Iterator[None]:
+    """Hides the variable CI: where it is set, geant4_pybind tidies a data folder in the home that may not exist."""
+    kept = os.environ.pop("CI", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["CI"] = kept
 
 
 def _point_data_sets_at_empty_folders() -> None:
