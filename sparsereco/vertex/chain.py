@@ -90,23 +90,14 @@ class VertexChain:
             settings = self.config.finder
             separation = settings.separation / self.config.detector.pitch
             vertices = decode(logit, offset, visible, settings.score_threshold, separation, settings.max_vertices)
-            # The finder may be a voxel off; the decomposer is best where its crop is centred on the vertex.
-            centre = self._inside(vertices.position)
-            crops = self._crops(hits, vertices.event, centre)
-            centre = self._inside(centre + 0.5 + self.decomposer.locate(crops).clamp(-1.5, 1.5))
-            crops = self._crops(hits, vertices.event, centre)
+            centre = torch.minimum(
+                torch.floor(vertices.position).long().clamp(min=0), torch.tensor(self.config.detector.shape) - 1
+            )
+            around = surroundings(hits, vertices.event, centre)
+            tracks = find_tracks(around, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
+            crops = cut_crops(around, embed(self.finder, around), centre, tracks, MAX_VOXELS)
             found = self.decomposer(crops, self.config.decomposer.max_hadrons)
         return self._records(events, vertices, crops, found)
-
-    def _inside(self, position: Tensor) -> Tensor:
-        """Voxels of (V, 3) positions [voxels], moved into the detector."""
-        return torch.minimum(torch.floor(position).long().clamp(min=0), torch.tensor(self.config.detector.shape) - 1)
-
-    def _crops(self, hits: Voxels, event: Tensor, centre: Tensor) -> Crops:
-        """The crop around each central voxel, with its leaving tracks and the finder's embedding."""
-        around = surroundings(hits, event, centre)
-        tracks = find_tracks(around, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
-        return cut_crops(around, embed(self.finder, around), centre, tracks, MAX_VOXELS)
 
     def _voxels(self, events: ak.Array) -> Voxels:
         counts = ak.num(events["hit_x"]).to_numpy()

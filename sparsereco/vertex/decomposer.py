@@ -185,12 +185,6 @@ class Decomposer(nn.Module):
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
         return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, turn)
 
-    @torch.inference_mode()
-    def locate(self, crops: Crops) -> Tensor:
-        """The vertex alone, (V, 3) relative to the centre of the crop in the detector's frame [voxels]."""
-        encoded = self.encode(crops)
-        return turned(encoded.vertex, encoded.turn.mT)
-
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
         decoder = cast(Iterable[DecoderBlock], self.decoder)
@@ -207,10 +201,9 @@ class Decomposer(nn.Module):
         """
         first = (self.start + encoded.memory[encoded.ragged.slot == 0])[:, None]
         x = torch.cat([first, self.hadron(named)], 1) + self.place[: named.shape[1] + 1]
-        for block in self.decoder:
-            assert isinstance(block, DecoderBlock)
-            x = block(x, block.remember(encoded.memory, encoded.ragged), encoded.ragged.mask)
-        keys = encoded.ragged.pad(self.share_key(encoded.memory))
+        blocks, keys = remembered
+        for block, kept in zip(self.decoder, blocks, strict=True):
+            x = block(x, kept, encoded.ragged.mask)
         share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
         out = self.step_head(x).float()
         modes, rest = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
