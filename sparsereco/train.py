@@ -63,7 +63,8 @@ def fit(
     optimisers = _optimisers(model, schedule)
     rates = [torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step, schedule)) for one in optimisers]
     parts: dict[str, Any] = {"model": model, "average": average}
-    parts |= {f"optimiser{i}": one for i, one in enumerate(optimisers)} | {f"rate{i}": one for i, one in enumerate(rates)}
+    for i, (optimiser, rate) in enumerate(zip(optimisers, rates, strict=True)):
+        parts |= {f"optimiser{i}": optimiser, f"rate{i}": rate}
     step, last = 0, folder / "last.pt"
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if resume:
@@ -86,8 +87,9 @@ def fit(
         torch.stack(list(terms.values())).sum().backward()
         _average_gradients(model, world)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in (*optimisers, *rates):
-            one.step()
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.step()
+            rate.step()
         average.update_parameters(model)
         step += 1
         for name, value in terms.items():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, replace
 from itertools import permutations, product
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,8 +20,6 @@ from sparsereco.vertex.decomposer import (
     DecomposerConfig,
     Decomposition,
     Hadrons,
-    Steps,
-    _log_density,
 )
 from sparsereco.vertex.features import canonical_turn
 
@@ -209,34 +205,6 @@ def test_the_calibration_scales_the_errors_alone() -> None:
         buffer.fill_(value)
     expected = replace(before, vertex_err=2 * before.vertex_err, ke_err=3 * before.ke_err, dir_err=4 * before.dir_err)
     assert_same(model(crops), expected)
-
-
-@pytest.mark.parametrize("kappa", [0.05, 3.0, 30.0])
-def test_the_density_of_a_step_integrates_to_one(kappa: float) -> None:
-    """Over the sphere (Gauss-Legendre times uniform) and all energies (trapezoid), with four different modes."""
-    random = torch.Generator().manual_seed(1)
-    factor = torch.tensor([1.0, 0.5, 1.5, 1.0]).double().expand(1, 2, 4)
-    steps = Steps(
-        weight=torch.randn(1, 2, 4, generator=random).double().log_softmax(-1),
-        direction=torch.nn.functional.normalize(torch.randn(1, 2, 4, 3, generator=random).double(), dim=-1),
-        kappa=kappa * factor,
-        ke=factor,
-        ke_scale=0.3 * factor,
-        species=torch.zeros(1, 2, 3),
-        more=torch.zeros(1, 2),
-        share=torch.zeros(1, 2, 0),
-    )
-    cosine, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
-    phi = torch.arange(64).double() * (2 * math.pi / 64)
-    sine = (1 - cosine**2).sqrt()[:, None]
-    sphere = torch.stack([sine * phi.cos(), sine * phi.sin(), cosine[:, None].expand(-1, 64)], -1).flatten(0, 1)
-    area = (weight * (2 * math.pi / 64)).repeat_interleave(64)
-    ke = torch.linspace(-7, 9, 1001, dtype=torch.float64)
-
-    n = len(sphere)
-    wide = Steps(**{name: value.expand(n, *value.shape[1:]) for name, value in vars(steps).items()})
-    density = torch.stack([_log_density(wide, sphere[:, None], e.expand(n, 1))[:, 0].exp() @ area for e in ke])
-    assert torch.trapezoid(density, ke).item() == pytest.approx(1, abs=2e-3)
 
 
 def test_the_loss_is_finite_and_reaches_every_parameter() -> None:

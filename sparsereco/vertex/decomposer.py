@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
 from sparsereco.vertex.crop import HALF, Crops
+from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density
 from sparsereco.vertex.features import (
     RELATIVE_FEATURES,
     TRACK_FEATURES,
@@ -41,7 +42,6 @@ MAX_HADRONS = 6
 """Steps of the decoder."""
 
 _MODES = 4
-_LAPLACE_68 = math.log(1 / 0.32)  # |x| < this many scales in 68 % of a Laplace distribution
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,6 @@ class Encoded:
     total: Tensor  # (V,) kinetic energy of all hadrons together [units of ENERGY]
     total_scale: Tensor  # (V,) Laplace scale [units of ENERGY]
     turn: Tensor  # (V, 3, 3) from the detector's frame to the turned one
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Densities of the decoder's steps, in the turned frame."""
-
-    weight: Tensor  # (V, S, M) log weight of each mode
-    direction: Tensor  # (V, S, M, 3) unit vectors
-    kappa: Tensor  # (V, S, M) concentration of the direction
-    ke: Tensor  # (V, S, M) [units of ENERGY]
-    ke_scale: Tensor  # (V, S, M) Laplace scale [units of ENERGY]
-    species: Tensor  # (V, S, len(SPECIES)) logits
-    more: Tensor  # (V, S) logit that there is another hadron
-    share: Tensor  # (V, S, L) logit that the light of a token comes from this hadron
 
 
 @dataclass(frozen=True)
@@ -238,13 +224,13 @@ class Decomposer(nn.Module):
         more = binary_cross_entropy_with_logits(
             steps.more, torch.nn.functional.pad(exists, (0, 1)).float(), reduction="none"
         )
-        kinematics = -_log_density(steps, direction, hadrons.ke / ENERGY)[exists]
+        kinematics = -log_density(steps, direction, hadrons.ke / ENERGY)[exists]
         species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
         n = max(len(crops), 1)
         return {
-            "vertex": 2 * _laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
-            "first": 0.6 * _laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
-            "total": _laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
+            "vertex": 2 * laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
+            "first": 0.6 * laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
+            "total": laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
             "more": more[asked].sum() / n,
             "kinematics": kinematics.sum() / n,
             "species": species.sum() / n,
@@ -269,6 +255,7 @@ class Decomposer(nn.Module):
                 value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke, steps.ke_scale)
             )
             ke, species = ke.clamp(min=0), steps.species[:, -1].argmax(-1)
+            scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
             share = encoded.ragged.pack(steps.share[:, -1])[encoded.is_voxel].sigmoid()
             found.append((species, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
             named = torch.cat([named, _name(direction, ke * ENERGY, species)[:, None]], 1)
@@ -285,13 +272,13 @@ class Decomposer(nn.Module):
         share = share * going[crops.crop]
         return Decomposition(
             vertex=turned(encoded.vertex, back),
-            vertex_err=self.vertex_calibration * _LAPLACE_68 * turned(encoded.vertex_scale, back.abs()),
+            vertex_err=self.vertex_calibration * LAPLACE_68 * turned(encoded.vertex_scale, back.abs()),
             crop=crop,
             step=step,
             species=species[going],
             score=score[going],
             ke=ke[going] * ENERGY,
-            ke_err=self.ke_calibration * _LAPLACE_68 * scale[going] * ENERGY,
+            ke_err=self.ke_calibration * scale[going] * ENERGY,
             direction=turned(direction[going], back[crop]),
             dir_err=self.dir_calibration / kappa[going].sqrt(),
             share=share / share.sum(1, keepdim=True).clamp(min=1.0),
@@ -307,20 +294,6 @@ def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 def _name(direction: Tensor, ke: Tensor, species: Tensor) -> Tensor:
     """(..., 4 + len(SPECIES)) what the decoder is told about a named hadron; ke in MeV."""
     return torch.cat([direction, ke[..., None] / ENERGY, nn.functional.one_hot(species, len(SPECIES)).float()], -1)
-
-
-def _laplace(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    """Negative log density of a Laplace distribution."""
-    return (x - centre).abs() / scale + (2 * scale).log()
-
-
-def _log_density(steps: Steps, direction: Tensor, ke: Tensor) -> Tensor:
-    """(V, S) log density of the true hadrons: a mixture of von Mises-Fisher (direction) times Laplace (energy)."""
-    kappa = steps.kappa[:, :-1]
-    cosine = (steps.direction[:, :-1] * direction[:, :, None]).sum(-1)
-    fisher = kappa.log() - math.log(2 * math.pi) - torch.log1p(-torch.exp(-2 * kappa)) + kappa * (cosine - 1)
-    energy = -_laplace(ke[:, :, None], steps.ke[:, :-1], steps.ke_scale[:, :-1])
-    return torch.logsumexp(steps.weight[:, :-1] + fisher + energy, -1)
 
 
 def _in_order(hadrons: Hadrons, crop: Tensor, generator: torch.Generator) -> Hadrons:

@@ -1,0 +1,57 @@
+"""The densities that the decomposer predicts, and what follows from them: losses and 68 % intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAPLACE_68 = math.log(1 / 0.32)
+"""68 % of a Laplace distribution lie within this many scales."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Densities of the decoder's steps, in the turned frame."""
+
+    weight: Tensor  # (V, S, M) log weight of each mode
+    direction: Tensor  # (V, S, M, 3) unit vectors
+    kappa: Tensor  # (V, S, M) concentration of the direction
+    ke: Tensor  # (V, S, M) [units of ENERGY]
+    ke_scale: Tensor  # (V, S, M) Laplace scale [units of ENERGY]
+    species: Tensor  # (V, S, len(SPECIES)) logits
+    more: Tensor  # (V, S) logit that there is another hadron
+    share: Tensor  # (V, S, L) logit that the light of a token comes from this hadron
+
+
+def laplace(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """Negative log density of a Laplace distribution."""
+    return (x - centre).abs() / scale + (2 * scale).log()
+
+
+def log_density(steps: Steps, direction: Tensor, ke: Tensor) -> Tensor:
+    """(V, S) log density of the true hadrons: a mixture of von Mises-Fisher (direction) times Laplace (energy)."""
+    kappa = steps.kappa[:, :-1]
+    cosine = (steps.direction[:, :-1] * direction[:, :, None]).sum(-1)
+    fisher = kappa.log() - math.log(2 * math.pi) - torch.log1p(-torch.exp(-2 * kappa)) + kappa * (cosine - 1)
+    energy = -laplace(ke[:, :, None], steps.ke[:, :-1], steps.ke_scale[:, :-1])
+    return torch.logsumexp(steps.weight[:, :-1] + fisher + energy, -1)
+
+
+def half_width(value: Tensor, weight: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """(V,) half-widths of the intervals around values (V,) that hold 68 % of mixtures of Laplace densities (V, M).
+
+    Where the modes disagree, as they do about a hadron whose species is in doubt, the one that is taken knows too
+    little of its own error.
+    """
+    arm = (centre - value[:, None]).abs()
+    low, high = torch.zeros_like(value), (arm + 5 * scale).amax(1)
+    for _ in range(12):
+        middle = (low + high) / 2
+        inner, outer = (middle[:, None] - arm) / scale, (middle[:, None] + arm) / scale
+        held = 0.5 * (torch.where(inner > 0, 2 - (-inner.abs()).exp(), (-inner.abs()).exp()) - (-outer).exp())
+        enough = (weight * held).sum(1) > 0.68
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high

@@ -1,0 +1,73 @@
+"""The densities that the decomposer predicts: normalised, and with intervals that hold what they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, log_density
+
+
+@pytest.mark.parametrize("kappa", [0.05, 3.0, 30.0])
+def test_the_density_of_a_step_integrates_to_one(kappa: float) -> None:
+    """Over the sphere (Gauss-Legendre times uniform) and all energies (trapezoid), with four different modes."""
+    random = torch.Generator().manual_seed(1)
+    factor = torch.tensor([1.0, 0.5, 1.5, 1.0]).double().expand(1, 2, 4)
+    steps = Steps(
+        weight=torch.randn(1, 2, 4, generator=random).double().log_softmax(-1),
+        direction=torch.nn.functional.normalize(torch.randn(1, 2, 4, 3, generator=random).double(), dim=-1),
+        kappa=kappa * factor,
+        ke=factor,
+        ke_scale=0.3 * factor,
+        species=torch.zeros(1, 2, 3),
+        more=torch.zeros(1, 2),
+        share=torch.zeros(1, 2, 0),
+    )
+    cosine, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
+    phi = torch.arange(64).double() * (2 * math.pi / 64)
+    sine = (1 - cosine**2).sqrt()[:, None]
+    sphere = torch.stack([sine * phi.cos(), sine * phi.sin(), cosine[:, None].expand(-1, 64)], -1).flatten(0, 1)
+    area = (weight * (2 * math.pi / 64)).repeat_interleave(64)
+    ke = torch.linspace(-7, 9, 1001, dtype=torch.float64)
+
+    n = len(sphere)
+    wide = Steps(**{name: value.expand(n, *value.shape[1:]) for name, value in vars(steps).items()})
+    density = torch.stack([log_density(wide, sphere[:, None], e.expand(n, 1))[:, 0].exp() @ area for e in ke])
+    assert torch.trapezoid(density, ke).item() == pytest.approx(1, abs=2e-3)
+
+
+@given(
+    value=st.floats(0, 5),
+    modes=st.lists(st.tuples(st.floats(0.05, 1), st.floats(0, 5), st.floats(0.005, 2)), min_size=1, max_size=4),
+)
+def test_an_interval_holds_68_percent(value: float, modes: list[tuple[float, float, float]]) -> None:
+    weight, centre, scale = torch.tensor(modes, dtype=torch.float64).T
+    weight = weight / weight.sum()
+    half = half_width(torch.tensor([value], dtype=torch.float64), weight[None], centre[None], scale[None])
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weight), torch.distributions.Laplace(centre, scale)
+    )
+    held = mixture.cdf(value + half) - mixture.cdf(value - half)
+    # Bisected twelve times: the end of a sharp interval is known to some 1e-3 of the widest mode.
+    slack = 2 * float(half) / 2**11 + 20 * float(scale.max()) / 2**12
+    tight = mixture.cdf(value + half - slack) - mixture.cdf(value - half + slack)
+    assert held >= 0.68 - 1e-6
+    assert tight <= 0.68
+
+
+def test_the_interval_of_one_mode_is_that_of_its_laplace_density() -> None:
+    half = half_width(torch.tensor([2.0]), torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[0.5]]))
+    assert half.item() == pytest.approx(0.5 * LAPLACE_68, rel=2e-3)
+
+
+def test_modes_that_disagree_widen_the_interval() -> None:
+    """Half of the probability lies 6 units away: no interval that misses it holds 68 %."""
+    half = half_width(
+        torch.tensor([3.0]), torch.tensor([[0.5, 0.5]]), torch.tensor([[3.0, 9.0]]), torch.tensor([[0.1, 0.1]])
+    )
+    assert 5.9 < half.item() < 6.1
