@@ -208,3 +208,13 @@ def test_the_truth_of_a_crop(tracks: TrackBank) -> None:
     again = decomposer_batch(finder, stream, tracks, 60, torch.Generator().manual_seed(2))
     assert torch.equal(again[0].signal, crops.signal)
     assert torch.equal(again[2].ke, hadrons.ke)
+
+
+def test_a_matrix_moves_alike_in_all_directions(tmp_path: Path) -> None:
+    """Muon: the singular values of a step are near-equal, however different those of the gradient."""
+    net = nn.Linear(4, 4, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    pull = torch.diag(torch.tensor([1.0, 0.5, 0.2, 0.1]))
+    fit(net, lambda generator: {"pull": (pull * net.weight).sum()}, Schedule(steps=1, warmup=1), tmp_path)
+    moved = torch.linalg.svdvals(net.weight.detach())
+    assert moved.min() > 0.5 * moved.max() > 0
