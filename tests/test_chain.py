@@ -250,7 +250,7 @@ def test_the_shipped_finder_finds_the_vertex(random_config: VertexConfig) -> Non
     chain, truth = VertexChain(replace(random_config, finder_weights=None)), truth_events(40, seed=9)
     with torch.inference_mode():
         visible, _ = chain.finder.visible(chain._voxels(hit_events(truth)))
-        vertices = decode(*chain.finder(visible)[:2], visible, 0.1, 4.0, 1)
+        vertices = decode(*chain.finder(visible)[:2], visible, 0.1, 0.1, 4.0, 1)
     position = vertices.position.numpy() * 10 + np.array(chain.config.detector.origin)
     true = np.stack([truth[f"vtx_{axis}"].to_numpy() for axis in "xyz"], 1)[vertices.event.numpy()]
     assert (np.linalg.norm(position - true, axis=1) < 20).sum() >= 36

@@ -24,7 +24,7 @@ def candidates(hits: Voxels, probability: list[float], offset: list | None = Non
     """What `decode` makes of voxels with these probabilities, in the sorted order of the voxels."""
     logit = torch.logit(torch.tensor(probability, dtype=torch.float32))
     offsets = torch.zeros(len(hits.coords), 3) if offset is None else torch.tensor(offset)
-    limits = {"score_threshold": 0.1, "separation": 4.0, "max_vertices": 5} | settings
+    limits = {"score_threshold": 0.1, "further_threshold": 0.1, "separation": 4.0, "max_vertices": 5} | settings
     return decode(logit, offsets, hits, **limits)
 
 
@@ -82,7 +82,14 @@ def test_the_threshold() -> None:
     hits = voxels([(0, 0, 0), (10, 0, 0)])
     assert len(candidates(hits, [0.09, 0.05]).event) == 0
     assert len(candidates(hits, [0.11, 0.05]).event) == 1
-    assert len(candidates(hits, [0.11, 0.05], score_threshold=0.0).event) == 2
+    assert len(candidates(hits, [0.11, 0.05], score_threshold=0.0, further_threshold=0.0).event) == 2
+
+
+def test_the_best_candidate_of_an_event_needs_less() -> None:
+    hits = voxels([(0, 0, 0), (10, 0, 0)], [(0, 0, 0), (10, 0, 0)])
+    found = candidates(hits, [0.05, 0.04, 0.2, 0.3], score_threshold=0.02)
+    assert found.event.tolist() == [0, 1, 1]
+    torch.testing.assert_close(found.score, torch.tensor([0.05, 0.3, 0.2]))
 
 
 @pytest.mark.parametrize("events", [[], [[]], [[], [], []]])
@@ -91,7 +98,7 @@ def test_no_voxels_give_no_vertex(events: list) -> None:
     finder = small_finder()
     logit, offset, embedding = finder(hits)
     assert (logit.shape, offset.shape, embedding.shape) == ((0,), (0, 3), (0, 8))
-    found = decode(logit, offset, hits, 0.1, 4.0, 5)
+    found = decode(logit, offset, hits, 0.1, 0.1, 4.0, 5)
     assert (found.event.shape, found.position.shape, found.score.shape) == ((0,), (0, 3), (0,))
 
 
@@ -124,7 +131,7 @@ def test_perfect_answers_cost_nothing_and_decode_to_the_truth() -> None:
     logit = (target - 0.5) * 60
     losses = finder_loss(logit, to_vertex, hits, vertex, event)
     assert sum(losses.values()) < 1e-6
-    found = decode(logit, to_vertex, hits, 0.5, 4.0, 5)
+    found = decode(logit, to_vertex, hits, 0.5, 0.5, 4.0, 5)
     assert found.event.tolist() == event.tolist()
     torch.testing.assert_close(found.position, vertex)
 

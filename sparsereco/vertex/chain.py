@@ -89,7 +89,8 @@ class VertexChain:
             logit, offset, _ = self.finder(visible)
             settings = self.config.finder
             separation = settings.separation / self.config.detector.pitch
-            vertices = decode(logit, offset, visible, settings.score_threshold, separation, settings.max_vertices)
+            thresholds = settings.score_threshold, settings.further_threshold
+            vertices = decode(logit, offset, visible, *thresholds, separation, settings.max_vertices)
             centre = torch.minimum(
                 torch.floor(vertices.position).long().clamp(min=0), torch.tensor(self.config.detector.shape) - 1
             )

@@ -14,16 +14,19 @@ from sparsereco.detector import Detector
 class FinderSettings:
     """How the vertices are taken from the finder's voxel scores."""
 
-    score_threshold: float = 0.1
+    score_threshold: float = 0.01
     """Candidates with a lower score are dropped (0 to 1)."""
+    further_threshold: float = 0.1
+    """After the best candidate of an event, those with a lower score than this are dropped, too (0 to 1)."""
     separation: float = 40.0
     """Of two candidates that are closer than this, the better one stays [mm]."""
     max_vertices: int = 5
     """At most this many vertices per event, best first."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"finder.score_threshold must lie in [0, 1], got {self.score_threshold}")
+        for name in ("score_threshold", "further_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"finder.{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.separation >= 0:
             raise ValueError(f"finder.separation must not be negative, got {self.separation}")
         if self.max_vertices < 1:

@@ -107,13 +107,20 @@ def finder_targets(hits: Voxels, vertex: Tensor, vertex_event: Tensor) -> tuple[
 
 
 def decode(
-    logit: Tensor, offset: Tensor, hits: Voxels, score_threshold: float, separation: float, max_vertices: int
+    logit: Tensor,
+    offset: Tensor,
+    hits: Voxels,
+    score_threshold: float,
+    further_threshold: float,
+    separation: float,
+    max_vertices: int,
 ) -> Vertices:
     """Vertex candidates from the finder's output.
 
     Args:
         logit: (N,); offset: (N, 3) [voxels]; hits: the voxels that were looked at.
         score_threshold: weaker candidates are dropped.
+        further_threshold: of each event, all candidates but the best are dropped below this, too.
         separation: two vertices of an event lie at least this far apart [voxels].
         max_vertices: at most so many per event.
     """
@@ -143,4 +150,7 @@ def decode(
     event, position, score = torch.cat(events), torch.cat(positions), torch.cat(scores)
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(event[order], stable=True)]
+    best = torch.ones_like(order, dtype=torch.bool)
+    best[1:] = event[order][1:] != event[order][:-1]
+    order = order[best | (score[order] > further_threshold)]
     return Vertices(event[order], position[order], score[order])

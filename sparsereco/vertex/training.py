@@ -104,7 +104,8 @@ def _guess(finder: Finder, batch: Sample, vertex: Tensor, generator: torch.Gener
     with torch.no_grad():
         logit, offset, _ = finder(visible)
     settings = FinderSettings()
-    found = decode(logit, offset, visible, settings.score_threshold, _SEPARATION, settings.max_vertices)
+    thresholds = settings.score_threshold, settings.further_threshold
+    found = decode(logit, offset, visible, *thresholds, _SEPARATION, settings.max_vertices)
     guess = vertex + 0.3 * torch.randn(vertex.shape, generator=generator)
     near = (found.position - vertex[found.event]).norm(dim=1) < _FOUND
     return guess.index_copy(0, found.event[near], found.position[near])
