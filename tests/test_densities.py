@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, log_density
+from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, log_density, number_probability
 
 
 @pytest.mark.parametrize("kappa", [0.05, 3.0, 30.0])
@@ -71,3 +71,22 @@ def test_modes_that_disagree_widen_the_interval() -> None:
         torch.tensor([3.0]), torch.tensor([[0.5, 0.5]]), torch.tensor([[3.0, 9.0]]), torch.tensor([[0.1, 0.1]])
     )
     assert 5.9 < half.item() < 6.1
+
+
+def test_two_estimates_of_a_number_that_agree_are_kept() -> None:
+    more = torch.tensor([[0.9, 0.5, 0.2]])  # stops at 0, 1, 2, 3 with 0.1, 0.45, 0.36, 0.09
+    expected = torch.tensor([[0.1, 0.45, 0.36, 0.09]])
+    seen = torch.tensor([[0.1, 0.45, 0.36, 0.04, 0.03, 0.01, 0.01]]).log()  # three and more: 0.09
+    torch.testing.assert_close(number_probability(more, seen), expected)
+
+
+@given(
+    steps=st.integers(1, 6),
+    more=st.lists(st.floats(0, 1), min_size=6, max_size=6),
+    seen=st.lists(st.floats(-20, 20), min_size=7, max_size=7),
+)
+def test_the_probabilities_of_all_numbers_add_up_to_one(steps: int, more: list[float], seen: list[float]) -> None:
+    number = number_probability(torch.tensor([more[:steps]]), torch.tensor([seen]))
+    assert number.shape == (1, steps + 1)
+    assert (number >= 0).all()
+    assert number.sum().item() == pytest.approx(1, abs=1e-5)

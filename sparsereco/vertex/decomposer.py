@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
 from sparsereco.vertex.crop import HALF, Crops
-from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density
+from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density, number_probability
 from sparsereco.vertex.features import (
     RELATIVE_FEATURES,
     TRACK_FEATURES,
@@ -77,6 +77,7 @@ class Encoded:
     first_scale: Tensor  # (V, 3)
     total: Tensor  # (V,) kinetic energy of all hadrons together [units of ENERGY]
     total_scale: Tensor  # (V,) Laplace scale [units of ENERGY]
+    number: Tensor  # (V, MAX_HADRONS + 1) logits of the number of hadrons
     turn: Tensor  # (V, 3, 3) from the detector's frame to the turned one
 
 
@@ -139,6 +140,9 @@ class Decomposer(nn.Module):
         )
         self.share_query, self.share_key = nn.Linear(width, 32), nn.Linear(width, 32)
         self.total_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 2))
+        self.number_head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, MAX_HADRONS + 1)
+        )
         # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events.
         self.register_buffer("vertex_calibration", torch.ones(()))
         self.register_buffer("ke_calibration", torch.ones(()))
@@ -167,9 +171,9 @@ class Decomposer(nn.Module):
         for block in self.second:
             x = block(x, ragged)
         vertex, scale = _vertex(self.vertex_head(x[is_summary]), first.detach())
-        total = self.total_head(x[is_summary])
+        total, number = self.total_head(x[is_summary]), self.number_head(x[is_summary])
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
-        return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, turn)
+        return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, number.float(), turn)
 
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
@@ -231,6 +235,7 @@ class Decomposer(nn.Module):
             "vertex": 2 * laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
             "first": 0.6 * laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
             "total": laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
+            "number": cross_entropy(encoded.number, hadrons.count, reduction="sum") / n,
             "more": more[asked].sum() / n,
             "kinematics": kinematics.sum() / n,
             "species": species.sum() / n,
@@ -262,10 +267,9 @@ class Decomposer(nn.Module):
         species, more, ke, scale, direction, kappa, share = (
             torch.stack(parts, 1) for parts in zip(*found, strict=True)
         )
-        score = more.cumprod(1)  # (V, S) probability of at least so many hadrons
-        at_least = torch.cat([torch.ones(n, 1), score, torch.zeros(n, 1)], 1)
-        count = (at_least[:, :-1] - at_least[:, 1:]).argmax(1)
-        going = torch.arange(max_hadrons) < count[:, None]
+        number = number_probability(more, encoded.number)
+        score = number.flip(1).cumsum(1).flip(1)[:, 1:]  # (V, S) probability of at least 1, 2, ... hadrons
+        going = torch.arange(max_hadrons) < number.argmax(1)[:, None]
         ke = _reconciled(ke, scale, going, encoded)
         crop, step = going.nonzero(as_tuple=True)
         back = encoded.turn.mT

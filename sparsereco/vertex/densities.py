@@ -55,3 +55,22 @@ def half_width(value: Tensor, weight: Tensor, centre: Tensor, scale: Tensor) -> 
         enough = (weight * held).sum(1) > 0.68
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high
+
+
+def number_probability(more: Tensor, seen: Tensor) -> Tensor:
+    """(V, S + 1) probability of each number of hadrons.
+
+    The number that is seen at once and the number at which the steps stop are two estimates of the same; their
+    geometric mean is better than either.
+
+    Args:
+        more: (V, S) probability, at each step, that there is another hadron.
+        seen: (V, MAX_HADRONS + 1) logits of the number.
+    """
+    n, steps = more.shape
+    at_least = torch.cat([torch.ones(n, 1), more.cumprod(1), torch.zeros(n, 1)], 1)
+    stops = (at_least[:, :-1] - at_least[:, 1:]).clamp(min=1e-9).log()
+    seen = seen.log_softmax(1)
+    # With fewer steps than hadrons, the last number stands for all above it.
+    seen = torch.cat([seen[:, :steps], seen[:, steps:].logsumexp(1, keepdim=True)], 1)
+    return ((stops + seen) / 2).softmax(1)
