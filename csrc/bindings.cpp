@@ -1,11 +1,20 @@
 // The schemas of torch.ops.sparsereco.*; each device registers its kernels beside them (cpu/, cuda/), the fake kernels stand
-// in sparsereco/ops.py.
+// in sparsereco/ops.py and sparsereco/convolution.py.
 
 #include <Python.h>
 #include <torch/library.h>
 
 TORCH_LIBRARY(sparsereco, library) {
   library.def("path_lengths(Tensor start, Tensor end, int[3] shape) -> (Tensor segment, Tensor coords, Tensor length)");
+  library.def("submanifold_map(Tensor coords, Tensor offsets, int[] grid) -> (Tensor rows, Tensor splits)");
+  library.def(
+      "strided_map(Tensor coords, Tensor offsets, int[] grid) -> "
+      "(Tensor rows, Tensor splits, Tensor parents, Tensor parent_offsets)");
+  library.def(
+      "sparse_conv(Tensor input, Tensor weight, Tensor rows, Tensor splits, SymInt n_out, bool transposed) -> Tensor");
+  library.def(
+      "sparse_conv_weight(Tensor input, Tensor grad, Tensor rows, Tensor splits, SymInt volume, bool transposed) -> "
+      "Tensor");
 }
 
 // `import sparsereco._C` loads this shared object, whose static initialisers register the operators. The module is empty.

@@ -14,7 +14,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io"},  # knows neither torch nor models
-    {"cli", "ops", "reference"},
+    {"cli", "ops", "reference", "convolution"},
     {"voxels"},
     {"nn", "sim", "checkpoint", "vertex"},  # vertex: what its stages share
     {"stage"},
@@ -60,6 +60,11 @@ def test_imports_point_one_way(path: Path) -> None:
         assert here != "sim" or there in {"sim", "voxels", "ops"} or LEVEL.get(there, 0) == 0, f"sim imports {name}"
         if here == there == "stage" and inner[1] != path.stem:
             assert (path.stem, inner[1]) == ("refine", "generator"), "stages do not import each other"
+
+
+def test_the_networks_on_the_cpu_do_not_load_spconv() -> None:
+    code = "import sys, sparsereco.vertex.chain; sys.exit('spconv' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("module", ["sparsereco", "sparsereco.detector", "sparsereco.io", "sparsereco.cli"])

@@ -15,6 +15,13 @@ GRIDS = {2: (12, 11), 3: (8, 7, 9)}  # odd sizes too: a strided convolution drop
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
 
+@pytest.fixture(params=["own", "spconv"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the networks run on: the engine of the CPU, and that of CUDA by its native algorithm."""
+    monkeypatch.setattr(sparse, "sparse_tensor", getattr(sparse, f"{request.param}_tensor"))
+    return request.param
+
+
 def random_voxels(dims: int, n_events: int = 3, rows: int = 60, seed: int = 0, grid: tuple[int, ...] = ()) -> Voxels:
     grid = grid or GRIDS[dims]
     random = torch.Generator().manual_seed(seed)
@@ -34,11 +41,6 @@ def network(dims: int, channels: tuple[int, ...] = (4, 6, 5), blocks: int = 2) -
     return unet
 
 
-def sparse_tensor(voxels: Voxels) -> object:
-    indices = torch.cat([voxels.event[:, None].int(), voxels.coords], 1).contiguous()
-    return sparse.spconv.SparseConvTensor(voxels.feats, indices, list(voxels.grid), len(voxels))
-
-
 def to_dense(voxels: Voxels) -> Tensor:
     """(B, C, *grid)."""
     dense = voxels.feats.new_zeros(len(voxels), *voxels.grid, voxels.feats.shape[1])
@@ -50,8 +52,22 @@ def at(dense: Tensor, indices: Tensor) -> Tensor:
     return dense.movedim(1, -1)[tuple(indices.long().T)]
 
 
+def indices(x: sparse.SparseTensor) -> Tensor:
+    """(N, 1 + D) int32 event and coordinate."""
+    event = torch.repeat_interleave(torch.arange(len(x.sites.offsets) - 1), x.sites.offsets.diff())
+    return torch.cat([event[:, None].int(), x.sites.coords], 1)
+
+
+def site_numbers(indices: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(N,) ascending in event and coordinate."""
+    number = indices[:, 0].long()
+    for axis, size in enumerate(grid):
+        number = number * size + indices[:, 1 + axis]
+    return number
+
+
 def dense_conv(conv: nn.Module, x: Tensor, stride: int = 1) -> Tensor:
-    weight = conv.weight.movedim(-1, 1)  # spconv keeps (out, *kernel, in)
+    weight = conv.weight.movedim(-1, 1)  # ours is (out, *kernel, in)
     apply = functional.conv2d if x.ndim == 4 else functional.conv3d
     return apply(x, weight, stride=stride, padding=1 if stride == 1 else 0)
 
@@ -93,22 +109,35 @@ def dense_unet(unet: SparseUNet, voxels: Voxels) -> Tensor:
 @DIMS
 def test_every_kind_of_convolution_agrees_with_a_dense_one(dims: int) -> None:
     unet, voxels = network(dims), random_voxels(dims)
-    x = sparse_tensor(voxels)
-    stem, dense_stem = unet.stem(x), dense_conv(unet.stem, to_dense(voxels))
-    torch.testing.assert_close(stem.features, at(dense_stem, stem.indices))
+    stem, dense_stem = unet.stem(sparse.own_tensor(voxels)), dense_conv(unet.stem, to_dense(voxels))
+    torch.testing.assert_close(stem.features, at(dense_stem, indices(stem)))
 
     dense_stem = to_dense(voxels.with_feats(stem.features))
     down, dense_down = unet.down[0](stem), dense_conv(unet.down[0], dense_stem, stride=2)
-    assert list(down.spatial_shape) == list(dense_down.shape[2:])
-    assert 0 < len(down.indices) < len(stem.indices)
-    torch.testing.assert_close(down.features, at(dense_down, down.indices))
+    assert list(down.sites.grid) == list(dense_down.shape[2:])
+    assert 0 < len(down.features) < len(stem.features)
+    torch.testing.assert_close(down.features, at(dense_down, indices(down)))
 
     up = unet.up[0](down)
-    assert torch.equal(up.indices, stem.indices)
-    torch.testing.assert_close(up.features, at(dense_up(unet.up[0], dense_down, dense_stem), up.indices))
+    assert up.sites is stem.sites
+    torch.testing.assert_close(up.features, at(dense_up(unet.up[0], dense_down, dense_stem), indices(up)))
+    with pytest.raises(ValueError, match="leads back to sites that were halved"):
+        unet.up[0](up)
 
 
 @DIMS
+def test_spconv_gives_the_same_with_the_same_weights(dims: int) -> None:
+    unet, voxels = network(dims), random_voxels(dims)
+    first, second = sparse.own_tensor(voxels), sparse.spconv_tensor(voxels)
+    for convolution in (unet.stem, unet.down[0], unet.up[0]):
+        first, second = convolution(first), convolution(second)
+        order = torch.argsort(site_numbers(second.indices, voxels.grid))  # spconv numbers halved sites in its own way
+        assert torch.equal(indices(first), second.indices[order])
+        torch.testing.assert_close(first.features, second.features[order])
+
+
+@DIMS
+@pytest.mark.usefixtures("engine")
 def test_the_network_and_its_gradients_agree_with_dense_torch(dims: int) -> None:
     unet, voxels = network(dims), random_voxels(dims)
     pull = torch.randn(len(voxels.coords), 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -155,6 +184,7 @@ def test_a_shift_by_a_whole_cell_of_the_deepest_level_changes_nothing(dims: int)
 
 
 @DIMS
+@pytest.mark.usefixtures("engine")
 def test_no_voxels_one_voxel_and_voxels_in_the_last_row(dims: int) -> None:
     """The last row of an odd grid has no cell at the next level: a batch of nothing else must work too."""
     unet = network(dims)
@@ -169,10 +199,21 @@ def test_no_voxels_one_voxel_and_voxels_in_the_last_row(dims: int) -> None:
         out.sum().backward()
 
 
-def test_a_batch_too_large_for_the_kernel_maps_is_refused() -> None:
-    voxels = Voxels.make(torch.zeros(1, 3).long(), torch.ones(1, 2).double(), torch.tensor([0]), 300, (256, 256, 256))
-    with pytest.raises(ValueError, match=r"300 events on the grid \(256, 256, 256\) has 5.03e\+09 sites"):
-        network(3)(voxels)
+def test_grids_of_more_than_2_to_the_32_sites_are_like_any_other() -> None:
+    """300 events on 2^24 sites each, then the same voxels on a small grid."""
+    unet, small = network(3), random_voxels(3, 3, grid=(8, 8, 8))
+    event = torch.tensor([0, 150, 299])[small.event]
+    large = Voxels.make(small.coords, small.feats, event, 300, (256, 256, 256))
+    assert torch.equal(unet(large), unet(small))
+
+
+def test_weights_are_laid_out_as_those_of_spconv() -> None:
+    """The shipped checkpoints, made with spconv's layers, depend on it."""
+    shapes = {name: tuple(weight.shape) for name, weight in network(3).state_dict().items() if weight.ndim > 1}
+    assert shapes["stem.weight"] == (4, 3, 3, 3, 2)
+    assert shapes["down.0.weight"] == (6, 2, 2, 2, 4)
+    assert shapes["up.0.weight"] == (4, 2, 2, 2, 6)
+    assert shapes["encode.1.0.conv.weight"] == (6, 3, 3, 3, 6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_output() -> None:

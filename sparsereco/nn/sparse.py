@@ -1,7 +1,8 @@
-"""Sparse convolutional blocks and a U-Net in 2D and 3D; the only file that knows spconv.
+"""Sparse convolutional blocks and a U-Net in 2D and 3D: on the CPU by `sparsereco.convolution`, on CUDA by spconv.
 
-On the CPU spconv works only with its native algorithm and without biases, and it checks nothing: `Voxels` are sorted,
-unique, in range and contiguous by construction, and a batch without voxels never reaches it.
+Both use the same weights, in the layout of spconv: (out, *kernel, in). This is the only file that knows spconv, and it
+loads spconv only where it is used. spconv checks nothing, and fails in a strided convolution of a batch without voxels:
+`Voxels` are sorted, unique, in range and contiguous by construction, and an empty batch never reaches it.
 """
 
 from __future__ import annotations
@@ -9,37 +10,126 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparsereco.convolution import KernelMap, sparse_conv, strided_map, submanifold_map
 from sparsereco.voxels import Voxels
 
-with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python have deprecated since
-    warnings.simplefilter("ignore")
-    import spconv.pytorch as spconv
-    from spconv.core import ConvAlgo
 
-# torch warns once, on stderr, of a name that torch itself uses when spconv's layers are called.
-logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in str(record.msg))
+@dataclass(frozen=True)
+class Sites:
+    """The active sites of a level, and the kernel maps from them, which all layers of the level share."""
 
-_MAX_SITES = 2**32
-"""spconv's kernel maps on the CPU hash with 32 bits: a batch whose grids hold more sites would alias."""
+    coords: Tensor  # (N, D) int32, sorted by event and coordinate
+    offsets: Tensor  # (B + 1,) int64
+    grid: tuple[int, ...]  # (D,)
+    finer: Sites | None = field(default=None, repr=False)
+    """The level that this one was halved from."""
+
+    @cached_property
+    def submanifold(self) -> KernelMap:
+        """Map of a kernel of 3 voxels per axis."""
+        return submanifold_map(self.coords, self.offsets, self.grid)
+
+    @cached_property
+    def down(self) -> tuple[KernelMap, Sites]:
+        """Map of a strided kernel of 2 voxels per axis, and the level that it leads to."""
+        kernel_map, coords, offsets = strided_map(self.coords, self.offsets, self.grid)
+        return kernel_map, Sites(coords, offsets, tuple(size // 2 for size in self.grid), self)
 
 
-def _kinds(dims: int) -> tuple[type, type, type]:
-    """Submanifold, strided and inverse convolution."""
-    if dims == 2:
-        return spconv.SubMConv2d, spconv.SparseConv2d, spconv.SparseInverseConv2d
-    return spconv.SubMConv3d, spconv.SparseConv3d, spconv.SparseInverseConv3d
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features on active sites. Members that spconv's tensor has, too, are called as there."""
+
+    features: Tensor  # (N, C)
+    sites: Sites
+
+    def replace_feature(self, features: Tensor) -> SparseTensor:
+        """The same sites with other features."""
+        return replace(self, features=features)
 
 
-def _algorithm() -> ConvAlgo | None:
-    return None if torch.cuda.is_available() else ConvAlgo.Native
+def own_tensor(voxels: Voxels) -> SparseTensor:
+    """Voxels as the CPU's convolutions take them."""
+    return SparseTensor(voxels.feats, Sites(voxels.coords, voxels.offsets, voxels.grid))
 
 
-def _apply(tensor: spconv.SparseConvTensor, function: nn.Module) -> spconv.SparseConvTensor:
-    return tensor.replace_feature(function(tensor.features))
+def spconv_tensor(voxels: Voxels) -> Any:
+    """Voxels as spconv's convolutions take them."""
+    indices = torch.cat([voxels.event[:, None].int(), voxels.coords], 1).contiguous()
+    return _spconv().SparseConvTensor(voxels.feats, indices, list(voxels.grid), len(voxels))
+
+
+def sparse_tensor(voxels: Voxels) -> Any:
+    """Voxels as the convolutions of their device take them."""
+    return own_tensor(voxels) if voxels.feats.device.type == "cpu" else spconv_tensor(voxels)
+
+
+@cache
+def _spconv() -> ModuleType:
+    # torch warns once, on stderr, of a name that torch itself uses when spconv's layers are called.
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in str(record.msg))
+    with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python have deprecated since
+        warnings.simplefilter("ignore")
+        import spconv.pytorch
+    return spconv.pytorch
+
+
+class Convolution(nn.Module):
+    """A convolution without bias: submanifold (3 voxels per axis), down or up by 2 (2 voxels per axis)."""
+
+    def __init__(
+        self, dims: int, in_channels: int, out_channels: int, kind: Literal["submanifold", "down", "up"], level: int
+    ) -> None:
+        super().__init__()
+        self.dims, self.kind, self.level = dims, kind, level
+        size = 3 if kind == "submanifold" else 2
+        self.weight = nn.Parameter(torch.empty(out_channels, *[size] * dims, in_channels))
+        bound = 1 / math.sqrt(in_channels * size**dims)
+        nn.init.uniform_(self.weight, -bound, bound)
+        self._layers: dict[str, nn.Module] = {}
+
+    def forward(self, x: Any) -> Any:
+        """A `SparseTensor` from a `SparseTensor`, spconv's from spconv's."""
+        if not isinstance(x, SparseTensor):
+            return self._layer(x.features.device)(x)
+        if self.kind == "submanifold":
+            return x.replace_feature(sparse_conv(x.features, self.weight, x.sites.submanifold))
+        if self.kind == "down":
+            kernel_map, sites = x.sites.down
+            return SparseTensor(sparse_conv(x.features, self.weight, kernel_map), sites)
+        if x.sites.finer is None:
+            raise ValueError("a convolution up leads back to sites that were halved; these are the input's")
+        kernel_map = x.sites.finer.down[0].transpose()
+        return SparseTensor(sparse_conv(x.features, self.weight, kernel_map), x.sites.finer)
+
+    def _layer(self, device: torch.device) -> nn.Module:
+        """The same convolution as a layer of spconv; on the CPU only spconv's native algorithm works."""
+        if device.type not in self._layers:
+            spconv = _spconv()
+            kinds = {"submanifold": "SubMConv", "down": "SparseConv", "up": "SparseInverseConv"}
+            make = getattr(spconv, f"{kinds[self.kind]}{self.dims}d")
+            key = f"{'subm' if self.kind == 'submanifold' else 'down'}{self.level}"
+            stride = {"stride": 2} if self.kind == "down" else {}
+            self._layers[device.type] = make(
+                self.weight.shape[-1],
+                self.weight.shape[0],
+                self.weight.shape[1],
+                bias=False,
+                indice_key=key,
+                algo=spconv.ConvAlgo.Native if device.type == "cpu" else None,
+                **stride,
+            )
+        layer = self._layers[device.type]
+        layer.weight = self.weight
+        return layer.train(self.training)
 
 
 class SparseBlock(nn.Module):
@@ -50,11 +140,10 @@ class SparseBlock(nn.Module):
 
     def __init__(self, dims: int, channels: int, level: int) -> None:
         super().__init__()
-        subm, _, _ = _kinds(dims)
         self.norm = nn.LayerNorm(channels)
-        self.conv = subm(channels, channels, 3, bias=False, indice_key=f"subm{level}", algo=_algorithm())
+        self.conv = Convolution(dims, channels, channels, "submanifold", level)
 
-    def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
+    def forward(self, x: Any) -> Any:
         """The same voxels with other features."""
         out = self.conv(x.replace_feature(torch.relu(self.norm(x.features))))
         return out.replace_feature(out.features + x.features)
@@ -72,9 +161,7 @@ class SparseUNet(nn.Module):
 
     def __init__(self, dims: int, in_channels: int, channels: tuple[int, ...], blocks: int = 1) -> None:
         super().__init__()
-        subm, down, up = _kinds(dims)
-        algo = _algorithm()
-        self.stem = subm(in_channels, channels[0], 3, bias=False, indice_key="subm0", algo=algo)
+        self.stem = Convolution(dims, in_channels, channels[0], "submanifold", 0)
         self.encode = nn.ModuleList()
         self.down, self.up, self.decode = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(channels):
@@ -84,8 +171,8 @@ class SparseUNet(nn.Module):
             )
             if level:
                 above = channels[level - 1]
-                self.down.append(down(above, width, 2, 2, bias=False, indice_key=f"down{level}", algo=algo))
-                self.up.append(up(width, above, 2, bias=False, indice_key=f"down{level}", algo=algo))
+                self.down.append(Convolution(dims, above, width, "down", level))
+                self.up.append(Convolution(dims, width, above, "up", level))
                 self.decode.append(SparseBlock(dims, above, level - 1))
         self.norm = nn.LayerNorm(channels[0])
 
@@ -93,14 +180,7 @@ class SparseUNet(nn.Module):
         """Features of every voxel, (N, channels[0]), in the order of ``voxels``."""
         if not len(voxels.coords):
             return voxels.feats.new_zeros(0, self.norm.normalized_shape[0])
-        sites = len(voxels) * math.prod(voxels.grid)
-        if sites > _MAX_SITES:
-            raise ValueError(
-                f"a batch of {len(voxels)} events on the grid {voxels.grid} has {sites:.3g} sites; "
-                f"at most {_MAX_SITES:.3g} fit"
-            )
-        indices = torch.cat([voxels.event[:, None].int(), voxels.coords], 1).contiguous()
-        x = self.stem(spconv.SparseConvTensor(voxels.feats, indices, list(voxels.grid), len(voxels)))
+        x = self.stem(sparse_tensor(voxels))
         skips = []
         for level, blocks in enumerate(self.encode):
             if level:
