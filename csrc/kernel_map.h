@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -25,6 +26,7 @@ struct Layout {
 
 constexpr int64_t kMaxKey = int64_t{1} << 62;  // leaves room for a step to a neighbour, and for kNoKey
 constexpr int64_t kNoKey = std::numeric_limits<int64_t>::max();
+constexpr int kSentinels = 4;  // so many kNoKey follow the keys: a walk looks that far ahead
 
 // False where the keys would exceed kMaxKey.
 inline bool make_layout(const int64_t* grid, int dims, int64_t events, Layout& layout) {
@@ -69,50 +71,65 @@ inline int64_t voxel_keys(const int32_t* coords, const int64_t* offsets, int64_t
 // offsets after it in the order of a dense kernel are listed: 5 of 9, or 14 of 27. Three offsets that differ only along
 // the last axis share one walk through the keys.
 
-constexpr int kMaxLists = 14;
-
-inline int lines_ahead(const Layout& layout) { return layout.dims == 3 ? 4 : 1; }
-inline int submanifold_lists(const Layout& layout) { return 2 + 3 * lines_ahead(layout); }
+inline int submanifold_lists(const Layout& layout) { return layout.dims == 3 ? 14 : 5; }
 
 // Pairs of some output rows: `in` and `out` of list l stand in column(l, 0) and column(l, 1). The centre is left out.
 struct PairBuffer {
+  PairBuffer() = default;
+  PairBuffer(int lists, int64_t rows) : capacity(rows), rows(new int32_t[2 * lists * rows]) {}
   int32_t* column(int list, int side) const { return rows.get() + (2 * list + side) * capacity; }
 
   int64_t capacity = 0;
   std::unique_ptr<int32_t[]> rows;  // never initialised: most of its pages are never touched
-  int64_t count[kMaxLists] = {};
+  std::array<int64_t, 14> count{};
 };
 
-// The pairs whose output row is in [begin, end). `keys` are n, and kNoKey after them. There are no branches on what is
-// found, which no processor could foresee: a pair is always written, and counts if it is one.
-inline PairBuffer submanifold_pairs(const int64_t* keys, int64_t n, const Layout& layout, int64_t begin, int64_t end) {
-  PairBuffer pairs;
-  pairs.capacity = end - begin;
-  pairs.rows.reset(new int32_t[2 * kMaxLists * pairs.capacity]);
-  const int64_t x = layout.stride[0], y = layout.stride[1];
-  const int64_t step[4] = {y, x - y, x, x + y};  // to the lines after a voxel's own
-  const int lines = lines_ahead(layout);
-  int64_t cursor[4];
-  for (int line = 0; line < lines; ++line)
+// The pairs whose output row is in [begin, end). `keys` are n, and kSentinels after them.
+template <int kLines>
+PairBuffer submanifold_pairs(const int64_t* keys, int64_t n, const int64_t* step, int64_t begin, int64_t end) {
+  constexpr int kLists = 2 + 3 * kLines;
+  PairBuffer pairs(kLists, end - begin);
+  int32_t *in[kLists], *out[kLists];
+  int64_t count[kLists] = {}, cursor[kLines];
+  for (int list = 0; list < kLists; ++list) {
+    in[list] = pairs.column(list, 0);
+    out[list] = pairs.column(list, 1);
+  }
+  for (int line = 0; line < kLines; ++line)
     cursor[line] = std::lower_bound(keys, keys + n, keys[begin] + step[line] - 1) - keys;
 
-  const auto emit = [&](int list, int64_t in, int64_t out, bool is_pair) {
-    pairs.column(list, 0)[pairs.count[list]] = static_cast<int32_t>(in);
-    pairs.column(list, 1)[pairs.count[list]] = static_cast<int32_t>(out);
-    pairs.count[list] += is_pair;
+  // What will be found, no processor can foresee: so there is no branch on it. A pair is always written, and stays if it is
+  // counted.
+  const auto emit = [&](int list, int64_t from, int64_t to, bool is_pair) {
+    in[list][count[list]] = static_cast<int32_t>(from);
+    out[list][count[list]] = static_cast<int32_t>(to);
+    count[list] += is_pair;
     return is_pair;
   };
   for (int64_t row = begin; row < end; ++row) {
     emit(1, row + 1, row, keys[row + 1] == keys[row] + 1);
-    for (int line = 0; line < lines; ++line) {
+    for (int line = 0; line < kLines; ++line) {
       const int64_t first = keys[row] + step[line] - 1;
       int64_t at = cursor[line];
-      while (keys[at] < first) ++at;
+      int passed;
+      do {  // a few keys at a time, of which one look tells how many to pass
+        passed = 0;
+        for (int i = 0; i < kSentinels; ++i) passed += keys[at + i] < first;
+        at += passed;
+      } while (passed == kSentinels);
       cursor[line] = at;
       for (int z = 0; z < 3; ++z) at += emit(2 + 3 * line + z, at, row, keys[at] == first + z);
     }
   }
+  std::copy_n(count, kLists, pairs.count.begin());
   return pairs;
+}
+
+inline PairBuffer submanifold_pairs(const int64_t* keys, int64_t n, const Layout& layout, int64_t begin, int64_t end) {
+  const int64_t x = layout.stride[0], y = layout.stride[1];
+  const int64_t step[4] = {y, x - y, x, x + y};  // to the lines after a voxel's own
+  return layout.dims == 3 ? submanifold_pairs<4>(keys, n, step, begin, end)
+                          : submanifold_pairs<1>(keys, n, step, begin, end);
 }
 
 // --- Kernels of 2 voxels per axis at stride 2: an output voxel is the parent of up to 2^D input voxels. ---
@@ -133,7 +150,7 @@ inline Coarse coarsen(const int32_t* coords, const int64_t* offsets, int64_t eve
   std::vector<int64_t> keys[8];
   for (int child = 0; child < children; ++child) {
     keys[child].reserve(offsets[events] / children + 1);
-    result.in[child].reserve(offsets[events] / children);
+    result.in[child].reserve(offsets[events] / children + 1);
   }
   for (int64_t event = 0; event < events; ++event)
     for (int64_t row = offsets[event]; row < offsets[event + 1]; ++row) {
@@ -150,27 +167,34 @@ inline Coarse coarsen(const int32_t* coords, const int64_t* offsets, int64_t eve
       result.in[child].push_back(static_cast<int32_t>(row));
     }
 
-  const int64_t* head[8];
+  // As above, without branches on what is found: each stream writes its parent and keeps it if it is its own. For that, a
+  // last element follows each stream.
+  int64_t at[8] = {};
   for (int child = 0; child < children; ++child) {
-    result.out[child].resize(result.in[child].size());
     keys[child].push_back(kNoKey);
-    head[child] = keys[child].data();
+    result.in[child].push_back(0);
+    result.out[child].resize(result.in[child].size());
   }
   result.offsets.assign(events + 1, 0);
+  int64_t event = 0;
   for (int32_t parent = 0;; ++parent) {
     int64_t key = kNoKey;
-    for (int child = 0; child < children; ++child) key = std::min(key, *head[child]);
+    for (int child = 0; child < children; ++child) key = std::min(key, keys[child][at[child]]);
+    for (; event < events && key >= (event + 1) * coarse.event; ++event) result.offsets[event + 1] = parent;
     if (key == kNoKey) break;
+    int64_t row = 0;
     for (int child = 0; child < children; ++child) {
-      if (*head[child] != key) continue;
-      result.out[child][head[child]++ - keys[child].data()] = parent;
+      const bool own = keys[child][at[child]] == key;
+      row = std::max<int64_t>(row, own * result.in[child][at[child]]);
+      result.out[child][at[child]] = parent;
+      at[child] += own;
     }
-    ++result.offsets[key / coarse.event + 1];
-    key %= coarse.event;
-    for (int axis = 3 - dims; axis < 3; key %= coarse.stride[axis++])
-      result.coords.push_back(static_cast<int32_t>(key / coarse.stride[axis]));
+    for (int axis = 0; axis < dims; ++axis) result.coords.push_back(coords[row * dims + axis] >> 1);
   }
-  for (int64_t event = 0; event < events; ++event) result.offsets[event + 1] += result.offsets[event];
+  for (int child = 0; child < children; ++child) {
+    result.in[child].pop_back();
+    result.out[child].pop_back();
+  }
   return result;
 }
 

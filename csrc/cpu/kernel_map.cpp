@@ -48,9 +48,9 @@ Batch check_batch(const char* op, const at::Tensor& coords, const at::Tensor& of
   return batch;
 }
 
-// Keys of the voxels, and kNoKey after them.
+// Keys of the voxels, and sentinels after them.
 std::vector<int64_t> checked_keys(const char* op, const Batch& batch, at::IntArrayRef grid) {
-  std::vector<int64_t> keys(batch.coords.size(0) + 1, kNoKey);
+  std::vector<int64_t> keys(batch.coords.size(0) + kSentinels, kNoKey);
   const int64_t row = voxel_keys(batch.coords.const_data_ptr<int32_t>(), batch.offsets.const_data_ptr<int64_t>(),
                                  batch.events, batch.layout, keys.data());
   if (row >= 0) {

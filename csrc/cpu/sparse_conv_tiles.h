@@ -68,6 +68,8 @@ inline void multiply_tile(const T* input, int64_t c_in, const T* weight, int64_t
 template <typename T, int kRows, int kVectors>
 void multiply(const T* input, int64_t c_in, const T* weight, int64_t c_out, PairList pairs, T* block) {
   for (; pairs.size >= kRows; pairs.in += kRows, pairs.out += kRows, pairs.size -= kRows) {
+    if (pairs.size >= 2 * kRows)  // the rows of the next tile lie anywhere: no processor fetches them by itself
+      for (int r = kRows; r < 2 * kRows; ++r) __builtin_prefetch(input + pairs.in[r] * c_in);
     multiply_tile<T, kRows, kVectors>(input, c_in, weight, c_out, pairs.in, pairs.out, block);
   }
   if constexpr (kRows > 1) multiply<T, kRows / 2, kVectors>(input, c_in, weight, c_out, pairs, block);
