@@ -9,8 +9,8 @@ TORCH_LIBRARY(sparsereco, library) {
   // The derivatives of each image's loss come with it; the backward pass scales them.
   library.def(
       "image_match(Tensor position, Tensor charge, Tensor offsets, Tensor background, Tensor index, Tensor coords, "
-      "Tensor signal, Tensor? variance, Tensor measured_offsets, int[3] shape, str loss, float softness, float crosstalk, "
-      "float? threshold, float empty_variance) -> "
+      "Tensor signal, Tensor? variance, Tensor measured_offsets, int[3] shape, str loss, float softness, "
+      "float crosstalk, float? threshold, float empty_variance) -> "
       "(Tensor loss, Tensor dropped, Tensor grad_position, Tensor grad_charge, Tensor grad_background)");
   library.def(
       "image_match_backward(Tensor grad_loss, Tensor offsets, Tensor grad_position, Tensor grad_charge, "

@@ -1,8 +1,9 @@
 // How point-like deposits light up voxels: the mathematics, once, for host and device.
 //
-// A deposit spreads over a unit box whose edges are cubic smoothsteps of half-width `softness`. Only the plane between voxels
-// that is nearest to the deposit matters: the voxel above it takes the share t^2 (3 - 2 t), the one below the rest, so that
-// the shares are an exact partition of unity over at most two voxels per axis. The gradient is continuous everywhere.
+// A deposit spreads over a unit box whose edges are cubic smoothsteps of half-width `softness`. Only the plane between
+// voxels that is nearest to the deposit matters: the voxel above it takes the share t^2 (3 - 2 t), the one below the
+// rest, so that the shares are an exact partition of unity over at most two voxels per axis. The gradient is continuous
+// everywhere.
 
 #pragma once
 
@@ -12,8 +13,8 @@
 
 namespace sparsereco {
 
-// Images are worked on with a border of one voxel, so that a deposit at the edge needs no special case. This many voxels,
-// border included, keep two double images in the shared memory of any GPU and in the first cache of any CPU.
+// Images are worked on with a border of one voxel, so that a deposit at the edge needs no special case. This many
+// voxels, border included, keep two double images in the shared memory of any GPU and in the first cache of any CPU.
 constexpr int64_t kMaxCells = 14 * 14 * 14;
 
 struct Crop {
@@ -51,7 +52,8 @@ template <typename scalar_t>
 struct Softness {
   scalar_t half_width, sharpness;
   explicit Softness(double softness)
-      : half_width(static_cast<scalar_t>(softness)), sharpness(static_cast<scalar_t>(softness > 1e-30 ? 0.5 / softness : 5e29)) {}
+      : half_width(static_cast<scalar_t>(softness)),
+        sharpness(static_cast<scalar_t>(softness > 1e-30 ? 0.5 / softness : 5e29)) {}
 };
 
 // Any position gives a plane of the image, NaN and infinity too. No jumps: loops over deposits are vectorised.
@@ -76,8 +78,10 @@ struct Corners {
 };
 
 template <typename scalar_t>
-SPARSERECO_HD Corners<scalar_t> corners(scalar_t x, scalar_t y, scalar_t z, const Crop& crop, const Softness<scalar_t>& soft) {
-  const Edge<scalar_t> a = edge(x, crop.size[0], soft), b = edge(y, crop.size[1], soft), c = edge(z, crop.size[2], soft);
+SPARSERECO_HD Corners<scalar_t> corners(scalar_t x, scalar_t y, scalar_t z, const Crop& crop,
+                                        const Softness<scalar_t>& soft) {
+  const Edge<scalar_t> a = edge(x, crop.size[0], soft), b = edge(y, crop.size[1], soft),
+                       c = edge(z, crop.size[2], soft);
   const int32_t cell = a.plane * crop.stride(0) + b.plane * crop.stride(1) + c.plane;
   return {cell, a.lit * b.lit * c.lit, a, b, c};
 }
@@ -127,8 +131,8 @@ SPARSERECO_HD Pull<scalar_t> pull(const Eight<scalar_t>& g, const Corners<scalar
   const Pair<scalar_t> all_y{low.high - low.low, high.high - high.low};
   const Pair<scalar_t> all_z{low_z.between(at.y.above), high_z.between(at.y.above)};
   const scalar_t q = at.lit * charge;
-  return {at.lit * all.between(at.x.above), q * at.x.slope * (all.high - all.low), q * at.y.slope * all_y.between(at.x.above),
-          q * at.z.slope * all_z.between(at.x.above)};
+  return {at.lit * all.between(at.x.above), q * at.x.slope * (all.high - all.low),
+          q * at.y.slope * all_y.between(at.x.above), q * at.z.slope * all_z.between(at.x.above)};
 }
 
 }  // namespace sparsereco

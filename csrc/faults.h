@@ -1,5 +1,5 @@
-// What a kernel can find wrong with the values that it is given. It goes on without touching what it must not, and returns
-// the lowest fault, so that the message does not depend on threads. checks.h puts it into words.
+// What a kernel can find wrong with the values that it is given. It goes on without touching what it must not, and
+// returns the lowest fault, so that the message does not depend on threads. checks.h puts it into words.
 
 #pragma once
 
@@ -9,8 +9,18 @@
 
 namespace sparsereco {
 
-enum class Fault : int64_t { kOffsets, kPosition, kCharge, kBackground, kIndex, kMeasuredOffsets, kCoords, kTwice, kSignal,
-                             kVariance };
+enum class Fault : int64_t {
+  kOffsets,
+  kPosition,
+  kCharge,
+  kBackground,
+  kIndex,
+  kMeasuredOffsets,
+  kCoords,
+  kTwice,
+  kSignal,
+  kVariance
+};
 
 constexpr int64_t kNoFault = INT64_MAX;
 constexpr int kFaultShift = 48;  // a fault is its kind and, below it, the row that has it
@@ -19,7 +29,8 @@ SPARSERECO_HD int64_t fault_at(Fault kind, int64_t row) { return (static_cast<in
 
 SPARSERECO_HD int64_t lower_fault(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Whether rows [offsets[i], offsets[i + 1]) lie within `count` rows, and the segments leave none of them out at either end.
+// Whether rows [offsets[i], offsets[i + 1]) lie within `count` rows, and the segments leave none of them out at either
+// end.
 SPARSERECO_HD bool segment_is_sound(const int64_t* offsets, int64_t i, int64_t segments, int64_t count) {
   const int64_t begin = offsets[i], end = offsets[i + 1];
   return 0 <= begin && begin <= end && end <= count && (i > 0 || begin == 0) && (i < segments - 1 || end == count);

@@ -1,5 +1,5 @@
-// Checks of the operators on images, shared by the devices. A message names the argument, what was expected and what came.
-// Values are looked at by the kernels, on the way (faults.h).
+// Checks of the operators on images, shared by the devices. A message names the argument, what was expected and what
+// came. Values are looked at by the kernels, on the way (faults.h).
 
 #pragma once
 
@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,26 +41,29 @@ inline void check_tensor(const DepositTensors& given, const char* name, const at
 
 inline void check_deposits(const DepositTensors& given) {
   const at::ScalarType type = given.position.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, given.op, ": position must be float32 or float64, got ", type);
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, given.op, ": position must be float32 or float64, got ",
+                   type);
   check_tensor(given, "position", given.position, {-1, 3}, "(N, 3)", type);
   const int64_t count = given.position.size(0);
   check_tensor(given, "charge", given.charge, {count}, "(N,) with N the rows of position", type);
   check_tensor(given, "offsets", given.offsets, {-1}, "(I + 1,)", at::kLong);
-  TORCH_CHECK_VALUE(given.offsets.size(0) > 0, given.op, ": offsets must have shape (I + 1,), got [0]");
-  TORCH_CHECK_VALUE(count == 0 || given.offsets.size(0) > 1, given.op, ": offsets names no image for ", count, " deposits");
+  TORCH_CHECK_VALUE(given.offsets.size(0) > 0 && given.offsets.size(0) <= std::numeric_limits<int32_t>::max(), given.op,
+                    ": offsets must have shape (I + 1,) with I a 31-bit number, got ", given.offsets.sizes());
+  TORCH_CHECK_VALUE(count == 0 || given.offsets.size(0) > 1, given.op, ": offsets names no image for ", count,
+                    " deposits");
 }
 
 inline Crop check_crop(const char* op, at::IntArrayRef shape) {
   int64_t cells = 1;
   Crop crop;
   for (int axis = 0; axis < 3; ++axis) {
-    TORCH_CHECK_VALUE(shape[axis] > 0 && shape[axis] < kMaxCells, op, ": shape must be three positive numbers of voxels, got ",
-                      shape);
+    TORCH_CHECK_VALUE(shape[axis] > 0 && shape[axis] < kMaxCells, op,
+                      ": shape must be three positive numbers of voxels, got ", shape);
     crop.size[axis] = static_cast<int32_t>(shape[axis]);
     cells *= shape[axis] + 2;
   }
-  TORCH_CHECK_VALUE(cells <= kMaxCells, op, ": shape is for small images, with a border of one voxel at most ", kMaxCells,
-                    " voxels such as 12 x 12 x 12; got ", shape);
+  TORCH_CHECK_VALUE(cells <= kMaxCells, op, ": shape is for small images, with a border of one voxel at most ",
+                    kMaxCells, " voxels such as 12 x 12 x 12; got ", shape);
   return crop;
 }
 
@@ -70,18 +74,22 @@ inline void check_softness(const char* op, double softness) {
 inline Likelihood check_likelihood(std::string_view loss, double crosstalk, std::optional<double> threshold,
                                    double empty_variance, bool has_variance) {
   const bool poisson = loss == "poisson", gaussian = loss == "gaussian", squared = loss == "squared";
-  TORCH_CHECK_VALUE(poisson || gaussian || squared, "image_match: loss must be 'poisson', 'gaussian' or 'squared', got '",
-                    std::string(loss), "'");
-  TORCH_CHECK_VALUE(crosstalk >= 0 && crosstalk <= 1.0 / 6, "image_match: crosstalk must lie in [0, 1/6], got ", crosstalk);
+  TORCH_CHECK_VALUE(poisson || gaussian || squared,
+                    "image_match: loss must be 'poisson', 'gaussian' or 'squared', got '", std::string(loss), "'");
+  TORCH_CHECK_VALUE(crosstalk >= 0 && crosstalk <= 1.0 / 6, "image_match: crosstalk must lie in [0, 1/6], got ",
+                    crosstalk);
   TORCH_CHECK_VALUE(gaussian == has_variance, "image_match: variance is ", gaussian ? "needed by" : "only for",
                     " the loss 'gaussian', got ", has_variance ? "one" : "none", " with '", std::string(loss), "'");
   TORCH_CHECK_VALUE(empty_variance > 0 && std::isfinite(empty_variance),
                     "image_match: empty_variance must be positive and finite, got ", empty_variance);
   if (!threshold.has_value())
-    return {poisson ? Loss::kPoisson : Loss::kGaussian, crosstalk, 0, gaussian ? empty_variance : 1};
-  TORCH_CHECK_VALUE(!squared, "image_match: threshold needs a likelihood, which the loss 'squared' is not, got ", *threshold);
-  TORCH_CHECK_VALUE(*threshold > 0 && *threshold <= 1000, "image_match: threshold must lie in (0, 1000], got ", *threshold);
-  return {poisson ? Loss::kPoissonUnder : Loss::kGaussianUnder, crosstalk, *threshold, empty_variance};
+    return {poisson ? Loss::kPoisson : Loss::kGaussian, crosstalk, 0, empty_variance, gaussian ? 1 / empty_variance : 1};
+  TORCH_CHECK_VALUE(!squared, "image_match: threshold needs a likelihood, which the loss 'squared' is not, got ",
+                    *threshold);
+  TORCH_CHECK_VALUE(*threshold > 0 && *threshold <= 1000, "image_match: threshold must lie in (0, 1000], got ",
+                    *threshold);
+  return {poisson ? Loss::kPoissonUnder : Loss::kGaussianUnder, crosstalk, *threshold, empty_variance,
+          1 / empty_variance};
 }
 
 // What image_match is given besides the deposits.
@@ -99,9 +107,11 @@ inline void check_match(const DepositTensors& deposits, const MatchTensors& matc
   check_tensor(deposits, "measured.coords", match.coords, {-1, 3}, "(M, 3)", at::kInt);
   check_tensor(deposits, "measured.signal", match.signal, {count}, "(M,) with M the rows of measured.coords", type);
   if (match.variance)
-    check_tensor(deposits, "measured.variance", *match.variance, {count}, "(M,) with M the rows of measured.coords", type);
+    check_tensor(deposits, "measured.variance", *match.variance, {count}, "(M,) with M the rows of measured.coords",
+                 type);
   check_tensor(deposits, "measured.offsets", match.measured_offsets, {-1}, "(K + 1,)", at::kLong);
-  TORCH_CHECK_VALUE(match.measured_offsets.size(0) > 0, "image_match: measured.offsets must have shape (K + 1,), got [0]");
+  TORCH_CHECK_VALUE(match.measured_offsets.size(0) > 0,
+                    "image_match: measured.offsets must have shape (K + 1,), got [0]");
 }
 
 // Puts a fault that a kernel found into words. `match` is null for soft_voxelize.
@@ -114,9 +124,9 @@ inline void raise_fault(int64_t fault, const DepositTensors& given, const MatchT
   const char* op = given.op;
   switch (kind) {
     case Fault::kOffsets:
-      TORCH_CHECK_VALUE(false, op, ": offsets must rise from 0 to the ", given.position.size(0), " rows of position, got ",
-                        whole(given.offsets, row), " and then ", whole(given.offsets, row + 1), " at image ", row, " of ",
-                        given.offsets.size(0) - 1);
+      TORCH_CHECK_VALUE(false, op, ": offsets must rise from 0 to the ", given.position.size(0),
+                        " rows of position, got ", whole(given.offsets, row), " and then ",
+                        whole(given.offsets, row + 1), " at image ", row, " of ", given.offsets.size(0) - 1);
     case Fault::kPosition: {
       const at::Tensor at = given.position[row];
       TORCH_CHECK_VALUE(false, op, ": position[", row, "] must be finite, got (", at[0].item<double>(), ", ",
@@ -141,11 +151,12 @@ inline void raise_fault(int64_t fault, const DepositTensors& given, const MatchT
     }
     case Fault::kTwice: {
       const at::Tensor at = match->coords[row];
-      TORCH_CHECK_VALUE(false, op, ": measured.coords[", row, "] names a voxel for the second time, (", whole(at, 0), ", ",
-                        whole(at, 1), ", ", whole(at, 2), ")");
+      TORCH_CHECK_VALUE(false, op, ": measured.coords[", row, "] names a voxel for the second time, (", whole(at, 0),
+                        ", ", whole(at, 1), ", ", whole(at, 2), ")");
     }
     case Fault::kSignal:
-      TORCH_CHECK_VALUE(false, op, ": measured.signal[", row, "] must be finite and not negative, got ", number(match->signal));
+      TORCH_CHECK_VALUE(false, op, ": measured.signal[", row, "] must be finite and not negative, got ",
+                        number(match->signal));
     case Fault::kVariance:
       TORCH_CHECK_VALUE(false, op, ": measured.variance[", row, "] must be finite and positive, got ",
                         number(*match->variance));
@@ -173,9 +184,12 @@ Deposits<scalar_t> deposits_of(const DepositTensors& given) {
 
 template <typename scalar_t>
 Measured<scalar_t> measured_of(const MatchTensors& match) {
-  return {match.coords.const_data_ptr<int32_t>(), match.signal.const_data_ptr<scalar_t>(),
+  return {match.coords.const_data_ptr<int32_t>(),
+          match.signal.const_data_ptr<scalar_t>(),
           match.variance ? match.variance->const_data_ptr<scalar_t>() : nullptr,
-          match.measured_offsets.const_data_ptr<int64_t>(), match.coords.size(0), match.measured_offsets.size(0) - 1};
+          match.measured_offsets.const_data_ptr<int64_t>(),
+          match.coords.size(0),
+          match.measured_offsets.size(0) - 1};
 }
 
 }  // namespace sparsereco

@@ -1,8 +1,8 @@
 // How well a predicted image agrees with a measured one: the mathematics, once, for host and device.
 //
 // Losses are twice a negative logarithm of a likelihood, up to a constant: Poisson deviance (Baker and Cousins, NIM 221
-// (1984) 437), chi-square with given variance, squared difference (its variance is 1). With a threshold, a voxel measured
-// below it tells no more than that: it contributes -2 log of the probability of staying under the threshold.
+// (1984) 437), chi-square with given variance, squared difference (its variance is 1). With a threshold, a voxel
+// measured below it tells no more than that: it contributes -2 log of the probability of staying under the threshold.
 
 #pragma once
 
@@ -46,6 +46,7 @@ struct Likelihood {
   double crosstalk;       // share of a voxel's light that leaks to each face neighbour
   double threshold;       // kPoissonUnder: counts stay under it if there are at most ceil(threshold) - 1
   double empty_variance;  // of voxels without measured signal
+  double empty_weight;    // 1 / empty_variance
 };
 
 // What is computed for each image.
@@ -63,8 +64,9 @@ struct Term {
   scalar_t value, slope;  // of the loss, and its derivative with respect to the prediction
 };
 
-// -2 log P(N < counts) for a Poisson number N of mean `mean` > 0. The sum of the first terms of the exponential series is
-// taken from its first term up where the mean is small, and in units of its last term where it is large: neither overflows.
+// -2 log P(N < counts) for a Poisson number N of mean `mean` > 0. The sum of the first terms of the exponential series
+// is taken from its first term up where the mean is small, and in units of its last term where it is large: neither
+// overflows.
 SPARSERECO_HD Term<double> poisson_under(double mean, int counts) {
   if (mean < counts) {
     double last = 1, sum = 1;
@@ -84,15 +86,15 @@ SPARSERECO_HD Term<double> poisson_under(double mean, int counts) {
 
 // -2 log P(x < threshold) for a Gaussian x of mean `mean`.
 SPARSERECO_HD Term<double> gaussian_under(double mean, double threshold, double variance) {
-  const double sigma = sqrt(variance), z = (threshold - mean) / sigma;
+  const double weight = 1 / sqrt(variance), z = (threshold - mean) * weight;
   const double log_density = -0.5 * z * z - 0.91893853320467274;  // log(sqrt(2 pi))
   if (z > -6) {
     const double below = 0.5 * erfc(-z * 0.70710678118654752);
-    return {-2 * log(below), 2 * exp(log_density) / below / sigma};
+    return {-2 * log(below), 2 * exp(log_density) / below * weight};
   }
   double hazard = -z;  // density / below, Laplace's continued fraction: below itself would vanish
   for (int k = 24; k > 0; --k) hazard = -z + k / hazard;
-  return {-2 * (log_density - log(hazard)), 2 * hazard / sigma};
+  return {-2 * (log_density - log(hazard)), 2 * hazard * weight};
 }
 
 // Contribution of a voxel without measured signal.
@@ -101,20 +103,20 @@ SPARSERECO_HD Term<scalar_t> empty_term(scalar_t mean, const Likelihood& likelih
   if constexpr (loss == Loss::kPoisson) {
     return {2 * mean, 2};
   } else if constexpr (loss == Loss::kGaussian) {
-    const scalar_t weight = static_cast<scalar_t>(1 / likelihood.empty_variance);
+    const scalar_t weight = static_cast<scalar_t>(likelihood.empty_weight);
     return {mean * mean * weight, 2 * mean * weight};
   } else {
-    const Term<double> term =
-        loss == Loss::kPoissonUnder
-            ? poisson_under(mean, static_cast<int>(ceil(likelihood.threshold)))
-            : gaussian_under(mean, likelihood.threshold, likelihood.empty_variance);
+    const Term<double> term = loss == Loss::kPoissonUnder
+                                  ? poisson_under(mean, static_cast<int>(ceil(likelihood.threshold)))
+                                  : gaussian_under(mean, likelihood.threshold, likelihood.empty_variance);
     return {static_cast<scalar_t>(term.value), static_cast<scalar_t>(term.slope)};
   }
 }
 
 // Contribution of a voxel with a measured signal.
 template <Loss loss, typename scalar_t>
-SPARSERECO_HD Term<scalar_t> measured_term(scalar_t mean, scalar_t signal, scalar_t variance, const Likelihood& likelihood) {
+SPARSERECO_HD Term<scalar_t> measured_term(scalar_t mean, scalar_t signal, scalar_t variance,
+                                           const Likelihood& likelihood) {
   constexpr bool poisson = loss == Loss::kPoisson || loss == Loss::kPoissonUnder;
   if constexpr (loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder) {
     if (signal < likelihood.threshold) {
@@ -128,7 +130,8 @@ SPARSERECO_HD Term<scalar_t> measured_term(scalar_t mean, scalar_t signal, scala
     if (signal == 0) return {2 * mean, 2};
     return {2 * (excess + signal * static_cast<scalar_t>(log(signal / mean))), 2 * excess / mean};
   } else {
-    return {excess * excess / variance, 2 * excess / variance};
+    const scalar_t pull = excess / variance;
+    return {excess * pull, 2 * pull};
   }
 }
 
@@ -139,7 +142,8 @@ SPARSERECO_HD int64_t image_fault(const Deposits<scalar_t>& deposits, const int6
   if (!segment_is_sound(deposits.offsets, i, deposits.images, deposits.count)) return fault_at(Fault::kOffsets, i);
   const int64_t k = index[i];
   if (k < 0 || k >= measured.images) return fault_at(Fault::kIndex, i);
-  if (!segment_is_sound(measured.offsets, k, measured.images, measured.count)) return fault_at(Fault::kMeasuredOffsets, k);
+  if (!segment_is_sound(measured.offsets, k, measured.images, measured.count))
+    return fault_at(Fault::kMeasuredOffsets, k);
   return kNoFault;
 }
 

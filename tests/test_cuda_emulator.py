@@ -30,7 +30,8 @@ def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     program = tmp_path_factory.mktemp("emulator") / "main"
     flags = ["-std=c++20", "-O1", "-g", "-Wno-unknown-pragmas", f"-fsanitize={request.param}", "-fno-sanitize-recover"]
     build = ["g++", *flags, f"-I{EMULATOR}", "-x", "c++", EMULATOR / "main.cpp", "-o", program, "-pthread"]
-    subprocess.run(build, check=True, capture_output=True)
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:5000]
     # ThreadSanitizer of GCC 12 cannot place its memory where addresses are randomised with more than 28 bits.
     fixed = ["setarch", os.uname().machine, "-R"] if shutil.which("setarch") else []
     return [*fixed, str(program)]

@@ -193,7 +193,7 @@ class TestRefuses:
             ({"charge": torch.ones(5)}, ValueError, r"charge must have shape \(N,\) .*, got \[5\]"),
             ({"charge": torch.ones(4).double()}, TypeError, "charge must be Float as position is, got Double"),
             ({"offsets": torch.tensor([0, 4]).int()}, TypeError, "offsets must be Long, got Int"),
-            ({"offsets": torch.empty(0).long()}, ValueError, r"offsets must have shape \(I \+ 1,\), got \[0\]"),
+            ({"offsets": torch.empty(0).long()}, ValueError, r"offsets must have shape \(I \+ 1,\) .*, got \[0\]"),
             ({"offsets": torch.tensor([0])}, ValueError, "offsets names no image for 4 deposits"),
             ({"offsets": torch.tensor([0, 5])}, ValueError, "rise from 0 to the 4 rows .* got 0 and then 5 at image 0"),
             ({"offsets": torch.tensor([1, 4])}, ValueError, "got 1 and then 4 at image 0 of 1"),

@@ -1,4 +1,5 @@
-// A function marked SPARSERECO_CLONES is compiled for several instruction sets; the loader picks the best that the CPU has.
+// A function marked SPARSERECO_CLONES is compiled for several instruction sets; the loader picks the best that the CPU
+// has.
 
 #pragma once
 

@@ -41,16 +41,16 @@ using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::
 Tensors5 image_match_cpu(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
                          const at::Tensor& background, const at::Tensor& index, const at::Tensor& coords,
                          const at::Tensor& signal, const std::optional<at::Tensor>& variance,
-                         const at::Tensor& measured_offsets, at::IntArrayRef shape, c10::string_view loss, double softness,
-                         double crosstalk, std::optional<double> threshold, double empty_variance) {
+                         const at::Tensor& measured_offsets, at::IntArrayRef shape, c10::string_view loss,
+                         double softness, double crosstalk, std::optional<double> threshold, double empty_variance) {
   DepositTensors given{"image_match", position, charge, offsets};
   MatchTensors match{background, index, coords, signal, variance, measured_offsets};
   check_deposits(given);
   check_match(given, match);
   check_softness(given.op, softness);
   const Crop crop = check_crop(given.op, shape);
-  const Likelihood likelihood =
-      check_likelihood(std::string_view(loss.data(), loss.size()), crosstalk, threshold, empty_variance, variance.has_value());
+  const Likelihood likelihood = check_likelihood(std::string_view(loss.data(), loss.size()), crosstalk, threshold,
+                                                 empty_variance, variance.has_value());
   make_contiguous(given);
   make_contiguous(match);
 
@@ -75,8 +75,9 @@ Tensors5 image_match_cpu(const at::Tensor& position, const at::Tensor& charge, c
   return {losses, dropped, grad_position, grad_charge, grad_background};
 }
 
-Tensors3 image_match_backward_cpu(const at::Tensor& grad_loss, const at::Tensor& offsets, const at::Tensor& grad_position,
-                                  const at::Tensor& grad_charge, const at::Tensor& grad_background) {
+Tensors3 image_match_backward_cpu(const at::Tensor& grad_loss, const at::Tensor& offsets,
+                                  const at::Tensor& grad_position, const at::Tensor& grad_charge,
+                                  const at::Tensor& grad_background) {
   DepositTensors given{"image_match_backward", grad_position, grad_charge, offsets};  // as many, of the same shapes
   check_deposits(given);
   make_contiguous(given);
@@ -117,8 +118,8 @@ Tensors2 soft_voxelize_cpu(const at::Tensor& position, const at::Tensor& charge,
   AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_cpu", [&] {
     const Deposits<scalar_t> deposits = deposits_of<scalar_t>(given);
     const int64_t fault = for_images(images, [&](int64_t begin, int64_t end) {
-      return splat_images(deposits, crop, softness, image.mutable_data_ptr<scalar_t>(), dropped.mutable_data_ptr<int64_t>(),
-                          begin, end);
+      return splat_images(deposits, crop, softness, image.mutable_data_ptr<scalar_t>(),
+                          dropped.mutable_data_ptr<int64_t>(), begin, end);
     });
     raise_fault(fault, given);
   });
@@ -130,7 +131,8 @@ Tensors2 soft_voxelize_backward_cpu(const at::Tensor& grad_image, const at::Tens
   DepositTensors given{"soft_voxelize", position, charge, offsets};
   check_deposits(given);
   check_softness(given.op, softness);
-  check_tensor(given, "grad_image", grad_image, {offsets.size(0) - 1, -1, -1, -1}, "(I, X, Y, Z)", position.scalar_type());
+  check_tensor(given, "grad_image", grad_image, {offsets.size(0) - 1, -1, -1, -1}, "(I, X, Y, Z)",
+               position.scalar_type());
   make_contiguous(given);
   const at::Tensor grad = grad_image.contiguous();
   const Crop crop = check_crop(given.op, grad.sizes().slice(1));
@@ -138,8 +140,9 @@ Tensors2 soft_voxelize_backward_cpu(const at::Tensor& grad_image, const at::Tens
   AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_backward_cpu", [&] {
     const Deposits<scalar_t> deposits = deposits_of<scalar_t>(given);
     const int64_t fault = for_images(grad.size(0), [&](int64_t begin, int64_t end) {
-      return pull_images(deposits, crop, softness, grad.const_data_ptr<scalar_t>(), grad_position.mutable_data_ptr<scalar_t>(),
-                         grad_charge.mutable_data_ptr<scalar_t>(), begin, end);
+      return pull_images(deposits, crop, softness, grad.const_data_ptr<scalar_t>(),
+                         grad_position.mutable_data_ptr<scalar_t>(), grad_charge.mutable_data_ptr<scalar_t>(), begin,
+                         end);
     });
     raise_fault(fault, given);
   });

@@ -1,5 +1,5 @@
-// CPU kernel of image matching. What one image needs stays in the first cache: its deposits are read twice, once to light up
-// the voxels, once to collect the derivatives, and nothing between is written to memory.
+// CPU kernel of image matching. What one image needs stays in the first cache: its deposits are read twice, once to
+// light up the voxels, once to collect the derivatives, and nothing between is written to memory.
 
 #include "clones.h"
 #include "images.h"
@@ -8,8 +8,8 @@
 namespace sparsereco {
 namespace {
 
-// Every voxel passes a share of its light to each face neighbour; what would leave the image is lost. Symmetric, so that
-// it takes derivatives back as well. The border of `from` is zero, and so is that of `to`.
+// Every voxel passes a share of its light to each face neighbour; what would leave the image is lost. Symmetric, so
+// that it takes derivatives back as well. The border of `from` is zero, and so is that of `to`.
 template <typename scalar_t>
 SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __restrict__ inside, const Crop& crop,
                         scalar_t share, scalar_t* __restrict__ to) {
@@ -24,9 +24,9 @@ SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __res
 
 // Fills value and slope of every voxel, given its predicted light; returns the lowest fault of the measured image.
 template <Loss loss, typename scalar_t>
-SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t background, const Measured<scalar_t>& measured,
-                              int64_t first, int64_t last, const Crop& crop, const Likelihood& likelihood,
-                              Scratch<scalar_t>& scratch) {
+SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t background,
+                              const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
+                              const Likelihood& likelihood, Scratch<scalar_t>& scratch) {
   const scalar_t* __restrict__ inside = scratch.inside.data();
   scalar_t* __restrict__ value = scratch.value.data();
   scalar_t* __restrict__ slope = scratch.slope.data();
@@ -46,7 +46,8 @@ SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t backg
     }
     if (scratch.seen[c]) fault = lower_fault(fault, fault_at(Fault::kTwice, m));
     fault = lower_fault(fault, measured.fault(m));
-    const Term<scalar_t> term = measured_term<loss>(background + light[c], measured.signal[m], measured.variance_of(m), likelihood);
+    const Term<scalar_t> term =
+        measured_term<loss>(background + light[c], measured.signal[m], measured.variance_of(m), likelihood);
     scratch.seen[c] = 1;
     value[c] = term.value;
     slope[c] = term.slope;
@@ -66,7 +67,8 @@ SPARSERECO_HD double sum(const scalar_t* __restrict__ values, int32_t count) {
 template <Loss loss, typename scalar_t>
 SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
                                   const Measured<scalar_t>& measured, const Crop& crop, const Softness<scalar_t>& soft,
-                                  const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin, int64_t end) {
+                                  const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
+                                  int64_t end) {
   Scratch<scalar_t> scratch(crop);
   const scalar_t share = static_cast<scalar_t>(likelihood.crosstalk);
   int64_t fault = kNoFault;
@@ -83,8 +85,8 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
       leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.odd.data());
       light = scratch.odd.data();
     }
-    const int64_t flaw = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1], crop,
-                                       likelihood, scratch);
+    const int64_t flaw = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1],
+                                       crop, likelihood, scratch);
     match.loss[i] = static_cast<scalar_t>(sum(scratch.value.data(), crop.cells()));
     match.dropped[i] = census.dropped;
     match.grad_background[i] = static_cast<scalar_t>(sum(scratch.slope.data(), crop.cells()));
@@ -101,9 +103,11 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
 template <typename scalar_t>
 SPARSERECO_HD int64_t match_any(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
                                 const Measured<scalar_t>& measured, const Crop& crop, const Softness<scalar_t>& soft,
-                                const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin, int64_t end) {
+                                const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
+                                int64_t end) {
 #define MATCH(loss) \
-  case loss: return match_range<loss>(deposits, background, index, measured, crop, soft, likelihood, match, begin, end)
+  case loss:        \
+    return match_range<loss>(deposits, background, index, measured, crop, soft, likelihood, match, begin, end)
   switch (likelihood.loss) {
     MATCH(Loss::kPoisson);
     MATCH(Loss::kPoissonUnder);
@@ -116,14 +120,14 @@ SPARSERECO_HD int64_t match_any(const Deposits<scalar_t>& deposits, const scalar
 
 }  // namespace
 
-#define INSTANTIATE(scalar_t)                                                                                           \
-  template <>                                                                                                           \
-  SPARSERECO_CLONES int64_t match_images<scalar_t>(                                                                     \
-      const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,                             \
-      const Measured<scalar_t>& measured, const Crop& crop, double softness, const Likelihood& likelihood,              \
-      const Match<scalar_t>& match, int64_t begin, int64_t end) {                                                       \
+#define INSTANTIATE(scalar_t)                                                                                       \
+  template <>                                                                                                       \
+  SPARSERECO_CLONES int64_t match_images<scalar_t>(const Deposits<scalar_t>& deposits, const scalar_t* background,  \
+                                                   const int64_t* index, const Measured<scalar_t>& measured,        \
+                                                   const Crop& crop, double softness, const Likelihood& likelihood, \
+                                                   const Match<scalar_t>& match, int64_t begin, int64_t end) {      \
     return match_any(deposits, background, index, measured, crop, Softness<scalar_t>(softness), likelihood, match,  \
-                     begin, end);                                                                                       \
+                     begin, end);                                                                                   \
   }
 INSTANTIATE(float)
 INSTANTIATE(double)

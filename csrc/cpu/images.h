@@ -1,5 +1,5 @@
-// The CPU kernels, free of torch. Each works on images [begin, end): an image is one thread's, so that the result does not
-// depend on threads. Each returns the lowest fault that it found (faults.h). Defined for float and double.
+// The CPU kernels, free of torch. Each works on images [begin, end): an image is one thread's, so that the result does
+// not depend on threads. Each returns the lowest fault that it found (faults.h). Defined for float and double.
 
 #pragma once
 
@@ -10,8 +10,8 @@ namespace sparsereco {
 // background: (images,), index: (images,) the measured image that each is compared with.
 template <typename scalar_t>
 int64_t match_images(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
-                     const Measured<scalar_t>& measured, const Crop& crop, double softness, const Likelihood& likelihood,
-                     const Match<scalar_t>& match, int64_t begin, int64_t end);
+                     const Measured<scalar_t>& measured, const Crop& crop, double softness,
+                     const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin, int64_t end);
 
 // image: (images, X, Y, Z), dropped: (images,).
 template <typename scalar_t>

@@ -8,8 +8,8 @@ namespace sparsereco {
 namespace {
 
 template <typename scalar_t>
-SPARSERECO_HD int64_t splat_range(const Deposits<scalar_t>& deposits, const Crop& crop, const Softness<scalar_t>& soft, scalar_t* image,
-                                  int64_t* dropped, int64_t begin, int64_t end) {
+SPARSERECO_HD int64_t splat_range(const Deposits<scalar_t>& deposits, const Crop& crop, const Softness<scalar_t>& soft,
+                                  scalar_t* image, int64_t* dropped, int64_t begin, int64_t end) {
   Scratch<scalar_t> scratch(crop);
   int64_t fault = kNoFault;
   for (int64_t i = begin; i < end; ++i) {
@@ -26,8 +26,8 @@ SPARSERECO_HD int64_t splat_range(const Deposits<scalar_t>& deposits, const Crop
 
 template <typename scalar_t>
 SPARSERECO_HD int64_t pull_range(const Deposits<scalar_t>& deposits, const Crop& crop, const Softness<scalar_t>& soft,
-                                 const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge, int64_t begin,
-                                 int64_t end) {
+                                 const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge,
+                                 int64_t begin, int64_t end) {
   Scratch<scalar_t> scratch(crop);
   for (int64_t i = begin; i < end; ++i) {
     if (!segment_is_sound(deposits.offsets, i, deposits.images, deposits.count)) return fault_at(Fault::kOffsets, i);
@@ -43,20 +43,19 @@ SPARSERECO_HD int64_t pull_range(const Deposits<scalar_t>& deposits, const Crop&
 
 }  // namespace
 
-#define INSTANTIATE(scalar_t)                                                                                          \
-  template <>                                                                                                          \
-  SPARSERECO_CLONES int64_t splat_images<scalar_t>(const Deposits<scalar_t>& deposits, const Crop& crop,               \
-                                                   double softness, scalar_t* image, int64_t* dropped, int64_t begin,  \
-                                                   int64_t end) {                                                      \
-    return splat_range(deposits, crop, Softness<scalar_t>(softness), image, dropped, begin, end);                  \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  SPARSERECO_CLONES int64_t pull_images<scalar_t>(const Deposits<scalar_t>& deposits, const Crop& crop,                \
-                                                  double softness, const scalar_t* grad_image,                         \
-                                                  scalar_t* grad_position, scalar_t* grad_charge, int64_t begin,       \
-                                                  int64_t end) {                                                       \
-    return pull_range(deposits, crop, Softness<scalar_t>(softness), grad_image, grad_position, grad_charge, begin, \
-                      end);                                                                                            \
+#define INSTANTIATE(scalar_t)                                                                                         \
+  template <>                                                                                                         \
+  SPARSERECO_CLONES int64_t splat_images<scalar_t>(const Deposits<scalar_t>& deposits, const Crop& crop,              \
+                                                   double softness, scalar_t* image, int64_t* dropped, int64_t begin, \
+                                                   int64_t end) {                                                     \
+    return splat_range(deposits, crop, Softness<scalar_t>(softness), image, dropped, begin, end);                     \
+  }                                                                                                                   \
+  template <>                                                                                                         \
+  SPARSERECO_CLONES int64_t pull_images<scalar_t>(                                                                    \
+      const Deposits<scalar_t>& deposits, const Crop& crop, double softness, const scalar_t* grad_image,              \
+      scalar_t* grad_position, scalar_t* grad_charge, int64_t begin, int64_t end) {                                   \
+    return pull_range(deposits, crop, Softness<scalar_t>(softness), grad_image, grad_position, grad_charge, begin,    \
+                      end);                                                                                           \
   }
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -10,13 +10,18 @@
 
 namespace sparsereco {
 
-constexpr int kBlock = 64;  // deposits whose shares are computed at once, with vector instructions, before they are added up
+constexpr int kBlock =
+    64;  // deposits whose shares are computed at once, with vector instructions, before they are added up
 
 // Buffers of one thread, each with the border of the crop.
 template <typename scalar_t>
 struct Scratch {
   explicit Scratch(const Crop& crop)
-      : inside(crop.cells()), light(crop.cells()), odd(crop.cells()), value(crop.cells()), slope(crop.cells()),
+      : inside(crop.cells()),
+        light(crop.cells()),
+        odd(crop.cells()),
+        value(crop.cells()),
+        slope(crop.cells()),
         seen(crop.cells()) {
     for (int x = 0; x < crop.size[0]; ++x)
       for (int y = 0; y < crop.size[1]; ++y)
@@ -93,8 +98,8 @@ SPARSERECO_HD Census splat(const Deposits<scalar_t>& deposits, int64_t first, in
 // Derivatives with respect to deposits [first, last) from those with respect to the image, whose border is zero.
 template <typename scalar_t>
 SPARSERECO_HD void pull_all(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, Crop crop,
-                            Softness<scalar_t> soft, const scalar_t* __restrict__ slope, scalar_t* __restrict__ grad_position,
-                            scalar_t* __restrict__ grad_charge) {
+                            Softness<scalar_t> soft, const scalar_t* __restrict__ slope,
+                            scalar_t* __restrict__ grad_position, scalar_t* __restrict__ grad_charge) {
   const scalar_t* __restrict__ position = deposits.position;
   const scalar_t* __restrict__ charge = deposits.charge;
   const int32_t up_x = crop.stride(0), up_y = crop.stride(1);

@@ -35,8 +35,8 @@ at::Tensor no_fault(const at::Tensor& offsets) { return at::full({1}, kNoFault, 
 Tensors5 image_match_cuda(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
                           const at::Tensor& background, const at::Tensor& index, const at::Tensor& coords,
                           const at::Tensor& signal, const std::optional<at::Tensor>& variance,
-                          const at::Tensor& measured_offsets, at::IntArrayRef shape, c10::string_view loss, double softness,
-                          double crosstalk, std::optional<double> threshold, double empty_variance) {
+                          const at::Tensor& measured_offsets, at::IntArrayRef shape, c10::string_view loss,
+                          double softness, double crosstalk, std::optional<double> threshold, double empty_variance) {
   const c10::cuda::CUDAGuard guard(position.device());
   DepositTensors given{"image_match", position, charge, offsets};
   MatchTensors match{background, index, coords, signal, variance, measured_offsets};
@@ -44,8 +44,8 @@ Tensors5 image_match_cuda(const at::Tensor& position, const at::Tensor& charge, 
   check_match(given, match);
   check_softness(given.op, softness);
   const Crop crop = check_crop(given.op, shape);
-  const Likelihood likelihood =
-      check_likelihood(std::string_view(loss.data(), loss.size()), crosstalk, threshold, empty_variance, variance.has_value());
+  const Likelihood likelihood = check_likelihood(std::string_view(loss.data(), loss.size()), crosstalk, threshold,
+                                                 empty_variance, variance.has_value());
   make_contiguous(given);
   make_contiguous(match);
 
@@ -70,11 +70,13 @@ Tensors5 image_match_cuda(const at::Tensor& position, const at::Tensor& charge, 
   return {losses, dropped, grad_position, grad_charge, grad_background};
 }
 
-Tensors3 image_match_backward_cuda(const at::Tensor& grad_loss, const at::Tensor& offsets, const at::Tensor& grad_position,
-                                   const at::Tensor& grad_charge, const at::Tensor& grad_background) {
+Tensors3 image_match_backward_cuda(const at::Tensor& grad_loss, const at::Tensor& offsets,
+                                   const at::Tensor& grad_position, const at::Tensor& grad_charge,
+                                   const at::Tensor& grad_background) {
   const c10::cuda::CUDAGuard guard(grad_loss.device());
   const at::Tensor factor = at::repeat_interleave(grad_loss, offsets.diff(), 0, grad_charge.size(0));
-  return {at::mul(factor.unsqueeze(1), grad_position), at::mul(factor, grad_charge), at::mul(grad_loss, grad_background)};
+  return {at::mul(factor.unsqueeze(1), grad_position), at::mul(factor, grad_charge),
+          at::mul(grad_loss, grad_background)};
 }
 
 Tensors2 soft_voxelize_cuda(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
@@ -92,7 +94,8 @@ Tensors2 soft_voxelize_cuda(const at::Tensor& position, const at::Tensor& charge
   AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_cuda", [&] {
     const at::Tensor fault = no_fault(offsets);
     launch_splat(deposits_of<scalar_t>(given), crop, softness, deterministic(), image.mutable_data_ptr<scalar_t>(),
-                 dropped.mutable_data_ptr<int64_t>(), fault.mutable_data_ptr<int64_t>(), at::cuda::getCurrentCUDAStream());
+                 dropped.mutable_data_ptr<int64_t>(), fault.mutable_data_ptr<int64_t>(),
+                 at::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     raise_fault(fault.item<int64_t>(), given);
   });
@@ -105,7 +108,8 @@ Tensors2 soft_voxelize_backward_cuda(const at::Tensor& grad_image, const at::Ten
   DepositTensors given{"soft_voxelize", position, charge, offsets};
   check_deposits(given);
   check_softness(given.op, softness);
-  check_tensor(given, "grad_image", grad_image, {offsets.size(0) - 1, -1, -1, -1}, "(I, X, Y, Z)", position.scalar_type());
+  check_tensor(given, "grad_image", grad_image, {offsets.size(0) - 1, -1, -1, -1}, "(I, X, Y, Z)",
+               position.scalar_type());
   make_contiguous(given);
   const at::Tensor grad = grad_image.contiguous();
   const Crop crop = check_crop(given.op, grad.sizes().slice(1));

@@ -8,38 +8,34 @@ namespace sparsereco {
 namespace {
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     splat_kernel(Deposits<scalar_t> deposits, Crop crop, Softness<scalar_t> soft, bool deterministic,
                  scalar_t* __restrict__ image, int64_t* __restrict__ dropped, int64_t* lowest) {
-  const Shared<scalar_t> shared(crop.cells());
-  for (int64_t i = blockIdx.x; i < deposits.images; i += gridDim.x) {
-    const bool sound = segment_is_sound(deposits.offsets, i, deposits.images, deposits.count);
-    if (!sound && threadIdx.x == 0) report(fault_at(Fault::kOffsets, i), lowest);
-    if (!sound) continue;  // the same in all threads
-    const int64_t lost = splat(deposits, i, crop, soft, deterministic, shared, lowest);
-    for (int32_t v = threadIdx.x; v < crop.voxels(); v += kThreads)
-      image[i * crop.voxels() + v] = shared.light[cell_of(v, crop)];
-    if (threadIdx.x == 0) dropped[i] = lost;
-    __syncthreads();
-  }
+  const Shared<scalar_t> shared{crop.cells()};
+  const int64_t i = blockIdx.x;
+  const bool sound = segment_is_sound(deposits.offsets, i, deposits.images, deposits.count);
+  if (!sound && threadIdx.x == 0) report(fault_at(Fault::kOffsets, i), lowest);
+  if (!sound) return;  // the same in all threads
+  splat(deposits, i, crop, soft, deterministic, shared, dropped, lowest);
+  for (int32_t v = threadIdx.x; v < crop.voxels(); v += kThreads)
+    image[i * crop.voxels() + v] = shared.light()[cell_of(v, crop)];
 }
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads)
-    pull_kernel(Deposits<scalar_t> deposits, Crop crop, Softness<scalar_t> soft, const scalar_t* __restrict__ grad_image,
-                scalar_t* __restrict__ grad_position, scalar_t* __restrict__ grad_charge, int64_t* lowest) {
-  const Shared<scalar_t> shared(crop.cells());
-  for (int64_t i = blockIdx.x; i < deposits.images; i += gridDim.x) {
-    const bool sound = segment_is_sound(deposits.offsets, i, deposits.images, deposits.count);
-    if (!sound && threadIdx.x == 0) report(fault_at(Fault::kOffsets, i), lowest);
-    if (!sound) continue;  // the same in all threads
-    clear_border(crop, shared.slope);
-    for (int32_t v = threadIdx.x; v < crop.voxels(); v += kThreads)
-      shared.slope[cell_of(v, crop)] = grad_image[i * crop.voxels() + v];
-    __syncthreads();
-    pull_all(deposits, i, crop, soft, shared.slope, grad_position, grad_charge);
-    __syncthreads();
-  }
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pull_kernel(Deposits<scalar_t> deposits, Crop crop, Softness<scalar_t> soft,
+                const scalar_t* __restrict__ grad_image, scalar_t* __restrict__ grad_position,
+                scalar_t* __restrict__ grad_charge, int64_t* lowest) {
+  const Shared<scalar_t> shared{crop.cells()};
+  const int64_t i = blockIdx.x;
+  const bool sound = segment_is_sound(deposits.offsets, i, deposits.images, deposits.count);
+  if (!sound && threadIdx.x == 0) report(fault_at(Fault::kOffsets, i), lowest);
+  if (!sound) return;  // the same in all threads
+  clear_border(crop, shared.slope());
+  for (int32_t v = threadIdx.x; v < crop.voxels(); v += kThreads)
+    shared.slope()[cell_of(v, crop)] = grad_image[i * crop.voxels() + v];
+  __syncthreads();
+  pull_all(deposits, i, crop, soft, shared.slope(), grad_position, grad_charge);
 }
 
 }  // namespace
@@ -48,16 +44,16 @@ template <typename scalar_t>
 void launch_splat(Deposits<scalar_t> deposits, Crop crop, double softness, bool deterministic, scalar_t* image,
                   int64_t* dropped, int64_t* fault, cudaStream_t stream) {
   const cudaLaunchConfig_t config = configuration<scalar_t>(deposits.images, crop, stream);
-  cudaLaunchKernelEx(&config, splat_kernel<scalar_t>, deposits, crop, Softness<scalar_t>(softness), deterministic, image,
-                     dropped, fault);
+  cudaLaunchKernelEx(&config, splat_kernel<scalar_t>, deposits, crop, Softness<scalar_t>(softness), deterministic,
+                     image, dropped, fault);
 }
 
 template <typename scalar_t>
-void launch_pull(Deposits<scalar_t> deposits, Crop crop, double softness, const scalar_t* grad_image, scalar_t* grad_position,
-                 scalar_t* grad_charge, int64_t* fault, cudaStream_t stream) {
+void launch_pull(Deposits<scalar_t> deposits, Crop crop, double softness, const scalar_t* grad_image,
+                 scalar_t* grad_position, scalar_t* grad_charge, int64_t* fault, cudaStream_t stream) {
   const cudaLaunchConfig_t config = configuration<scalar_t>(deposits.images, crop, stream);
-  cudaLaunchKernelEx(&config, pull_kernel<scalar_t>, deposits, crop, Softness<scalar_t>(softness), grad_image, grad_position,
-                     grad_charge, fault);
+  cudaLaunchKernelEx(&config, pull_kernel<scalar_t>, deposits, crop, Softness<scalar_t>(softness), grad_image,
+                     grad_position, grad_charge, fault);
 }
 
 #define INSTANTIATE(scalar_t)                                                                                      \

@@ -11,8 +11,8 @@ extern __shared__ double shared_memory[];
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+constexpr int kBlocks = 5;  // resident on a multiprocessor at the least
 constexpr int kTile = 64;  // deposits that all threads look at together, in deterministic mode
-constexpr int64_t kMaxBlocks = 65535;
 constexpr unsigned kAll = 0xffffffffu;
 
 // What a voxel must know of a deposit.
@@ -22,19 +22,19 @@ struct Near {
   int32_t cell;
 };
 
+// Addresses are worked out where they are used: kept, they would fill registers.
 template <typename scalar_t>
 struct Shared {
-  double* partial;        // (kWarps,)
-  Near<scalar_t>* tile;   // (kTile,)
-  scalar_t *light, *slope;  // (cells,)
-  uint32_t* measured;     // one bit per cell: it has a measured signal
+  int32_t cells;
 
-  __device__ explicit Shared(int32_t cells) {
-    partial = shared_memory;
-    tile = reinterpret_cast<Near<scalar_t>*>(partial + kWarps);
-    light = reinterpret_cast<scalar_t*>(tile + kTile);
-    slope = light + cells;
-    measured = reinterpret_cast<uint32_t*>(slope + cells);
+  __device__ double* partial() const { return shared_memory; }  // (kWarps,)
+  __device__ Near<scalar_t>* tile() const {                     // (kTile,)
+    return reinterpret_cast<Near<scalar_t>*>(shared_memory + kWarps);
+  }
+  __device__ scalar_t* light() const { return reinterpret_cast<scalar_t*>(tile() + kTile); }  // (cells,)
+  __device__ scalar_t* slope() const { return light() + cells; }                              // (cells,)
+  __device__ uint32_t* measured() const {  // one bit per cell: it has a measured signal
+    return reinterpret_cast<uint32_t*>(slope() + cells);
   }
   static size_t bytes(int32_t cells) {
     return kWarps * sizeof(double) + kTile * sizeof(Near<scalar_t>) + 2 * cells * sizeof(scalar_t) +
@@ -77,8 +77,8 @@ __device__ inline void add_pair(const Pair<scalar_t>& pair, int end, bool starts
   atomicAdd(at + 1, high);
 }
 
-// Adds the light of one deposit per thread. Along a track, successive deposits light the same voxels: a warp adds each run
-// of them up before it touches shared memory. All threads of the warp take part.
+// Adds the light of one deposit per thread. Along a track, successive deposits light the same voxels: a warp adds each
+// run of them up before it touches shared memory. All threads of the warp take part.
 template <typename scalar_t>
 __device__ inline void add_light(const Corners<scalar_t>& at, scalar_t charge, const Crop& crop, scalar_t* light) {
   const int lane = threadIdx.x % 32;
@@ -107,13 +107,14 @@ __device__ inline scalar_t light_from(const Near<scalar_t>& near, int32_t c, con
   return near.charge * (x ? near.x : 1 - near.x) * (y ? near.y : 1 - near.y) * (in_row ? near.z : 1 - near.z);
 }
 
-// Fills the light of image i, border included, and returns how many of its deposits are dropped, in every thread.
+// Fills the light of image i, border included, and counts the deposits that light none of its voxels.
 template <typename scalar_t>
-__device__ inline int64_t splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop, const Softness<scalar_t>& soft,
-                         bool deterministic, const Shared<scalar_t>& shared, int64_t* lowest) {
+__device__ void splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop,
+                      const Softness<scalar_t>& soft, bool deterministic, const Shared<scalar_t>& shared,
+                      int64_t* dropped, int64_t* lowest) {
   const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
   const int32_t cells = crop.cells();
-  for (int32_t c = threadIdx.x; c < cells; c += kThreads) shared.light[c] = 0;
+  for (int32_t c = threadIdx.x; c < cells; c += kThreads) shared.light()[c] = 0;
   __syncthreads();
   int64_t fault = kNoFault;
   double lit = 0;
@@ -133,27 +134,28 @@ __device__ inline int64_t splat(const Deposits<scalar_t>& deposits, int64_t i, c
     const Corners<scalar_t> at = corners(x, y, z, crop, soft);
     lit += static_cast<double>(at.lit);
     if (!deterministic) {
-      add_light(at, charge, crop, shared.light);
+      add_light(at, charge, crop, shared.light());
       continue;
     }
     if (static_cast<int>(threadIdx.x) < kTile)
-      shared.tile[threadIdx.x] = {at.lit * charge, at.x.above, at.y.above, at.z.above, at.cell};
+      shared.tile()[threadIdx.x] = {at.lit * charge, at.x.above, at.y.above, at.z.above, at.cell};
     __syncthreads();
     for (int32_t c = threadIdx.x; c < cells; c += kThreads) {
       scalar_t sum = 0;
-      for (int k = 0; k < kTile; ++k) sum += light_from(shared.tile[k], c, crop);
-      shared.light[c] += sum;
+      for (int k = 0; k < kTile; ++k) sum += light_from(shared.tile()[k], c, crop);
+      shared.light()[c] += sum;
     }
     __syncthreads();
   }
   report(fault, lowest);
-  const double total = block_sum(lit, shared.partial);  // synchronises: all light is there
-  return last - first - static_cast<int64_t>(total);
+  const double total = block_sum(lit, shared.partial());  // synchronises: all light is there
+  if (threadIdx.x == 0) dropped[i] = last - first - static_cast<int64_t>(total);
 }
 
 template <typename scalar_t>
-__device__ inline void pull_all(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop, const Softness<scalar_t>& soft,
-                         const scalar_t* slope, scalar_t* grad_position, scalar_t* grad_charge) {
+__device__ inline void pull_all(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop,
+                                const Softness<scalar_t>& soft, const scalar_t* slope, scalar_t* grad_position,
+                                scalar_t* grad_charge) {
   const int32_t up_x = crop.stride(0), up_y = crop.stride(1);
   for (int64_t j = deposits.offsets[i] + threadIdx.x; j < deposits.offsets[i + 1]; j += kThreads) {
     const scalar_t* r = deposits.position + 3 * j;
@@ -186,11 +188,11 @@ __device__ inline void clear_border(const Crop& crop, scalar_t* image) {
   }
 }
 
-// One block per image; beyond what a grid holds, blocks take several.
+// One block per image.
 template <typename scalar_t>
 cudaLaunchConfig_t configuration(int64_t images, const Crop& crop, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned int>(images < kMaxBlocks ? images : kMaxBlocks));
+  config.gridDim = dim3(static_cast<unsigned int>(images));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = Shared<scalar_t>::bytes(crop.cells());
   config.stream = stream;

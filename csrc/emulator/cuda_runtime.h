@@ -1,6 +1,6 @@
-// Stands in for the CUDA runtime, so that a .cu file compiles as C++ and runs on the host, under its sanitizers. For tests
-// only. The blocks of a launch run one after the other; the threads of a block are threads of the host, kept in step by
-// barriers: what races on a GPU races here.
+// Stands in for the CUDA runtime, so that a .cu file compiles as C++ and runs on the host, under its sanitizers. For
+// tests only. The blocks of a launch run one after the other; the threads of a block are threads of the host, kept in
+// step by barriers: what races on a GPU races here.
 
 #pragma once
 
@@ -24,7 +24,7 @@
 #define __device__
 #define __host__
 #define __shared__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct dim3 {
   unsigned int x = 1, y = 1, z = 1;
@@ -125,7 +125,8 @@ inline long long atomicMin(long long* at, long long value) {
 }
 
 template <typename... Parameters, typename... Arguments>
-void cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                        const Arguments&... arguments) {
   if (config->dynamicSmemBytes > emulator::kSharedBytes) std::abort();
   emulator::Block here(config->blockDim.x);
   char* memory = reinterpret_cast<char*>(sparsereco::shared_memory);

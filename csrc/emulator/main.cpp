@@ -50,14 +50,17 @@ void run(const Header& header, FILE* in, FILE* out) {
     const auto signal = read<scalar_t>(in, header.measured);
     const auto variance = read<scalar_t>(in, header.has_variance ? header.measured : 0);
     const auto measured_offsets = read<int64_t>(in, header.measured_images + 1);
-    const Measured<scalar_t> measured{coords.data(), signal.data(), header.has_variance ? variance.data() : nullptr,
-                                      measured_offsets.data(), header.measured, header.measured_images};
-    const Likelihood likelihood{static_cast<Loss>(header.loss), header.crosstalk, header.threshold, header.empty_variance};
+    const Measured<scalar_t> measured{
+        coords.data(),           signal.data(),   header.has_variance ? variance.data() : nullptr,
+        measured_offsets.data(), header.measured, header.measured_images};
+    const Likelihood likelihood{static_cast<Loss>(header.loss), header.crosstalk, header.threshold,
+                                header.empty_variance, 1 / header.empty_variance};
     std::vector<scalar_t> loss(header.images), grad_background(header.images);
-    launch_match(deposits, background.data(), index.data(), measured, crop, header.softness, likelihood,
-                 header.deterministic != 0,
-                 Match<scalar_t>{loss.data(), dropped.data(), grad_position.data(), grad_charge.data(), grad_background.data()},
-                 fault.data(), nullptr);
+    launch_match(
+        deposits, background.data(), index.data(), measured, crop, header.softness, likelihood,
+        header.deterministic != 0,
+        Match<scalar_t>{loss.data(), dropped.data(), grad_position.data(), grad_charge.data(), grad_background.data()},
+        fault.data(), nullptr);
     write(out, fault);
     write(out, dropped);
     write(out, loss);
@@ -70,8 +73,8 @@ void run(const Header& header, FILE* in, FILE* out) {
   std::vector<scalar_t> image(header.images * crop.voxels());
   launch_splat(deposits, crop, header.softness, header.deterministic != 0, image.data(), dropped.data(), fault.data(),
                nullptr);
-  launch_pull(deposits, crop, header.softness, grad_image.data(), grad_position.data(), grad_charge.data(), fault.data(),
-              nullptr);
+  launch_pull(deposits, crop, header.softness, grad_image.data(), grad_position.data(), grad_charge.data(),
+              fault.data(), nullptr);
   write(out, fault);
   write(out, dropped);
   write(out, image);
