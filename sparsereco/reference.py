@@ -53,15 +53,14 @@ def soft_voxelize(
     shape: Sequence[int] = (7, 7, 7),
 ) -> tuple[Tensor, Tensor]:
     """As `sparsereco.ops.soft_voxelize`: every deposit is weighed in every voxel, one axis at a time."""
-    x, y, z = (_box(position[:, axis, None] - torch.arange(size), softness) for axis, size in enumerate(shape))
-    reached = torch.stack([(w > 0).any(1) for w in (x, y, z)]).all(0)
-    image, dropped = [], []
-    for i, j in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        image.append(torch.einsum("n,nx,ny,nz->xyz", charge[i:j], x[i:j], y[i:j], z[i:j]))
-        dropped.append((~reached[i:j]).sum())
-    if not image:
+    counts = offsets.diff().tolist()
+    axes = [_box(position[:, axis, None] - torch.arange(size), softness) for axis, size in enumerate(shape)]
+    lost = ~torch.stack([(weight > 0).any(1) for weight in axes]).all(0)
+    if not counts:
         return position.new_zeros((0, *shape)), offsets.new_zeros(0)
-    return torch.stack(image), torch.stack(dropped)
+    parts = zip(charge.split(counts), *(weight.split(counts) for weight in axes), strict=True)
+    image = torch.stack([torch.einsum("n,nx,ny,nz->xyz", *part) for part in parts])
+    return image, torch.stack([part.sum() for part in lost.split(counts)])
 
 
 def image_match(
