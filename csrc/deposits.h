@@ -2,8 +2,7 @@
 //
 // A deposit spreads over a unit box whose edges are cubic smoothsteps of half-width `softness`. Only the plane between
 // voxels that is nearest to the deposit matters: the voxel above it takes the share t^2 (3 - 2 t), the one below the
-// rest, so that the shares are an exact partition of unity over at most two voxels per axis. The gradient is continuous
-// everywhere.
+// rest, so that the shares are an exact partition of unity over at most two voxels per axis, with continuous gradients.
 
 #pragma once
 

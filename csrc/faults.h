@@ -1,5 +1,5 @@
 // What a kernel can find wrong with the values that it is given. It goes on without touching what it must not, and
-// returns the lowest fault, so that the message does not depend on threads. checks.h puts it into words.
+// returns the lowest fault, so that the message does not depend on threads. image_checks.h puts it into words.
 
 #pragma once
 
@@ -29,8 +29,7 @@ SPARSERECO_HD int64_t fault_at(Fault kind, int64_t row) { return (static_cast<in
 
 SPARSERECO_HD int64_t lower_fault(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Whether rows [offsets[i], offsets[i + 1]) lie within `count` rows, and the segments leave none of them out at either
-// end.
+// Whether rows [offsets[i], offsets[i + 1]) lie within `count` rows, and the segments begin and end where the rows do.
 SPARSERECO_HD bool segment_is_sound(const int64_t* offsets, int64_t i, int64_t segments, int64_t count) {
   const int64_t begin = offsets[i], end = offsets[i + 1];
   return 0 <= begin && begin <= end && end <= count && (i > 0 || begin == 0) && (i < segments - 1 || end == count);

@@ -83,7 +83,8 @@ inline Likelihood check_likelihood(std::string_view loss, double crosstalk, std:
   TORCH_CHECK_VALUE(empty_variance > 0 && std::isfinite(empty_variance),
                     "image_match: empty_variance must be positive and finite, got ", empty_variance);
   if (!threshold.has_value())
-    return {poisson ? Loss::kPoisson : Loss::kGaussian, crosstalk, 0, empty_variance, gaussian ? 1 / empty_variance : 1};
+    return {poisson ? Loss::kPoisson : Loss::kGaussian, crosstalk, 0, empty_variance,
+            gaussian ? 1 / empty_variance : 1};
   TORCH_CHECK_VALUE(!squared, "image_match: threshold needs a likelihood, which the loss 'squared' is not, got ",
                     *threshold);
   TORCH_CHECK_VALUE(*threshold > 0 && *threshold <= 1000, "image_match: threshold must lie in (0, 1000], got ",

@@ -64,9 +64,8 @@ struct Term {
   scalar_t value, slope;  // of the loss, and its derivative with respect to the prediction
 };
 
-// -2 log P(N < counts) for a Poisson number N of mean `mean` > 0. The sum of the first terms of the exponential series
-// is taken from its first term up where the mean is small, and in units of its last term where it is large: neither
-// overflows.
+// -2 log P(N < counts) for a Poisson number N of mean `mean` > 0. The first terms of the exponential series are summed
+// from the first one up where the mean is small, in units of the last one where it is large: neither overflows.
 SPARSERECO_HD Term<double> poisson_under(double mean, int counts) {
   if (mean < counts) {
     double last = 1, sum = 1;

@@ -1,5 +1,4 @@
-// A function marked SPARSERECO_CLONES is compiled for several instruction sets; the loader picks the best that the CPU
-// has.
+// A function marked SPARSERECO_CLONES is compiled for several instruction sets; the loader picks the CPU's best.
 
 #pragma once
 

@@ -7,8 +7,7 @@
 namespace sparsereco {
 namespace {
 
-// Light of a voxel after crosstalk, or the derivative with respect to its light before. The border of the image is
-// zero.
+// Light of a voxel after crosstalk, or the derivative with respect to its light before. The image's border is zero.
 template <typename scalar_t>
 __device__ scalar_t leaked(const scalar_t* image, int32_t c, const Crop& crop, scalar_t share) {
   if (share == 0) return image[c];

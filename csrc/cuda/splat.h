@@ -6,13 +6,14 @@
 
 namespace sparsereco {
 
-// All of a block's shared memory; `Shared` says what lies where.
+// All of a block's shared memory; `Shared` says what lies where. Images of kMaxCells need 47 of the 48 kB that every GPU
+// gives; those of 7 x 7 x 7 voxels need 7 kB (float) or 14 kB.
 extern __shared__ double shared_memory[];
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBlocks = 5;  // resident on a multiprocessor at the least
-constexpr int kTile = 64;  // deposits that all threads look at together, in deterministic mode
+constexpr int kBlocks = 5;  // resident on a multiprocessor at the least: 96 registers per thread, and none is spilled
+constexpr int kTile = 64;   // deposits that all threads look at together, in deterministic mode
 constexpr unsigned kAll = 0xffffffffu;
 
 // What a voxel must know of a deposit.
