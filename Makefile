@@ -28,12 +28,15 @@ lint: $(READY) ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy sparsereco
 
-cuda-check: ## Compile the CUDA kernels with nvcc alone; needs neither torch nor a GPU
+cuda-check: ## Compile the CUDA kernels with nvcc alone, none may spill registers; needs neither torch nor a GPU
 	@if ! command -v nvcc >/dev/null; then echo "cuda-check: skipped, there is no nvcc on the PATH"; exit 0; fi; \
 	for kernel in $(KERNELS); do \
 	  echo "nvcc $$kernel"; \
-	  nvcc -std=c++20 -O3 -Werror all-warnings -Xptxas -v $(foreach arch,80 90 100,-gencode arch=compute_$(arch),code=sm_$(arch)) \
-	    -c $$kernel -o /dev/null || exit 1; \
+	  output=$$(nvcc -std=c++20 -O3 -Werror all-warnings -Xptxas -v \
+	    $(foreach arch,80 90 100,-gencode arch=compute_$(arch),code=sm_$(arch)) -c $$kernel -o /dev/null 2>&1); \
+	  status=$$?; echo "$$output"; \
+	  if [ $$status -ne 0 ]; then exit 1; fi; \
+	  if echo "$$output" | grep -q '[1-9][0-9]* bytes spill'; then echo "cuda-check: $$kernel spills registers" >&2; exit 1; fi; \
 	done
 
 clean: ## Remove what the other targets made

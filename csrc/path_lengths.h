@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SPARSERECO_HD __host__ __device__ __forceinline__
-#else
-#define SPARSERECO_HD inline
-#endif
+#include "host_device.h"
 
 namespace sparsereco {
 

@@ -8,6 +8,8 @@ it in plain torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +23,15 @@ except ImportError as error:
         "pip install --no-build-isolation -e ."
     ) from error
 
-__all__ = ["path_lengths", "segment_max", "segment_mean", "segment_sum"]
+__all__ = [
+    "MeasuredImages",
+    "image_match",
+    "path_lengths",
+    "segment_max",
+    "segment_mean",
+    "segment_sum",
+    "soft_voxelize",
+]
 
 
 def path_lengths(
@@ -68,6 +78,176 @@ def _(start: Tensor, end: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor,
         start.new_empty((crossed, 3), dtype=torch.int32),
         start.new_empty(crossed),
     )
+
+
+@dataclass(frozen=True)
+class MeasuredImages:
+    """K measured images on a small grid, made once for the many comparisons of a fit; no voxel is listed twice."""
+
+    coords: Tensor  # (M, 3) int32, voxel index inside the image
+    signal: Tensor  # (M,) float, finite and not negative
+    offsets: Tensor  # (K + 1,) int64: image k is rows offsets[k]:offsets[k + 1]
+    variance: Tensor | None = None  # (M,) float, positive: of the loss "gaussian"
+
+
+def image_match(
+    position: Tensor,  # (N, 3) float32 or float64, voxel units; differentiable
+    charge: Tensor,  # (N,) not negative; differentiable
+    offsets: Tensor,  # (I + 1,) int64: the deposits of image i are rows offsets[i]:offsets[i + 1]
+    background: Tensor,  # (I,) not negative, in every voxel; above 0 for "poisson"; differentiable
+    measured: MeasuredImages,
+    index: Tensor | None = None,  # (I,) int64, the measured image that image i is compared with; None for image i
+    *,
+    softness: float,
+    shape: Sequence[int] = (7, 7, 7),
+    loss: Literal["poisson", "gaussian", "squared"] = "poisson",
+    crosstalk: float = 0.0,
+    threshold: float | None = None,
+    empty_variance: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Compares images of deposits with measured ones, one loss per image.
+
+    The prediction for a voxel is the background plus what `soft_voxelize` gives it, after crosstalk: a share of a
+    voxel's light leaks to each face neighbour, and what leaks out of the image is lost. The losses, summed over all
+    voxels of the image, measured or not (signal 0):
+
+    - ``"poisson"``: the deviance 2 (prediction - signal + signal log(signal / prediction)) of Baker and Cousins,
+      NIM 221 (1984) 437;
+    - ``"gaussian"``: (prediction - signal)^2 / variance, with ``empty_variance`` for voxels that are not measured;
+    - ``"squared"``: (prediction - signal)^2.
+
+    With a threshold, a voxel measured below it, or not at all, contributes -2 log of the probability of staying below:
+    of a Poisson count that is at most ceil(threshold) - 1, or of a Gaussian signal.
+
+    The derivatives are computed together with the loss, and the backward pass only scales them: they are those of first
+    order. The result does not depend on the number of threads; on CUDA it is the same in every run under
+    `torch.use_deterministic_algorithms`.
+
+    Returns:
+        loss: (I,), differentiable.
+        dropped: (I,) int64, number of deposits that light no voxel of the image; their gradient is zero.
+
+    Raises:
+        ValueError: for a wrong shape, or a value outside its range; it is named.
+        TypeError: for a wrong dtype.
+    """
+    if index is None:
+        if len(measured.offsets) != len(offsets):
+            raise ValueError(
+                "image_match: without index there must be one measured image per image, got "
+                f"{len(measured.offsets) - 1} for {len(offsets) - 1}"
+            )
+        index = torch.arange(len(offsets) - 1, device=offsets.device)
+    if len(shape) != 3:
+        raise ValueError(f"image_match: shape must be three numbers of voxels, got {tuple(shape)}")
+    losses, dropped, *_ = torch.ops.sparsereco.image_match(
+        position,
+        charge,
+        offsets,
+        background,
+        index,
+        measured.coords,
+        measured.signal,
+        measured.variance,
+        measured.offsets,
+        list(shape),
+        loss,
+        softness,
+        crosstalk,
+        threshold,
+        empty_variance,
+    )
+    return losses, dropped
+
+
+@torch.library.register_fake("sparsereco::image_match")
+def _(position: Tensor, charge: Tensor, offsets: Tensor, background: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return (
+        torch.empty_like(background, memory_format=torch.contiguous_format),
+        offsets.new_empty(len(background)),
+        torch.empty_like(position, memory_format=torch.contiguous_format),
+        torch.empty_like(charge, memory_format=torch.contiguous_format),
+        torch.empty_like(background, memory_format=torch.contiguous_format),
+    )
+
+
+@torch.library.register_fake("sparsereco::image_match_backward")
+def _(grad_loss: Tensor, offsets: Tensor, position: Tensor, charge: Tensor, background: Tensor) -> tuple[Tensor, ...]:
+    return torch.empty_like(position), torch.empty_like(charge), torch.empty_like(background)
+
+
+def _keep_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[2], *output[2:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_derivatives(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 15
+    position, charge, background = torch.ops.sparsereco.image_match_backward(grad_loss, *ctx.saved_tensors)
+    return position, charge, None, background, *([None] * 11)
+
+
+torch.library.register_autograd("sparsereco::image_match", _scale_derivatives, setup_context=_keep_derivatives)
+
+
+def soft_voxelize(
+    position: Tensor,  # (N, 3) float32 or float64, voxel units; differentiable
+    charge: Tensor,  # (N,) not negative; differentiable
+    offsets: Tensor,  # (I + 1,) int64: the deposits of image i are rows offsets[i]:offsets[i + 1]
+    *,
+    softness: float,
+    shape: Sequence[int] = (7, 7, 7),
+) -> tuple[Tensor, Tensor]:
+    """Images of point-like deposits, differentiable with respect to where they are.
+
+    Voxel (i, j, k) is the unit cube whose lower corner is (i, j, k). A deposit spreads over a unit box whose edges are
+    cubic smoothsteps of half-width ``softness``, in (0, 0.5]: it lights at most two voxels per axis, its shares add up
+    to 1 exactly, and they change smoothly where it crosses a border. Towards 0 this is hard voxelisation. What falls
+    outside the image is lost.
+
+    Returns:
+        image: (I, X, Y, Z), differentiable.
+        dropped: (I,) int64, number of deposits that light no voxel of the image; their gradient is zero.
+
+    Raises:
+        ValueError: for a wrong shape, or a value outside its range; it is named.
+        TypeError: for a wrong dtype.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"soft_voxelize: shape must be three numbers of voxels, got {tuple(shape)}")
+    image, dropped = torch.ops.sparsereco.soft_voxelize(position, charge, offsets, list(shape), softness)
+    return image, dropped
+
+
+@torch.library.register_fake("sparsereco::soft_voxelize")
+def _(
+    position: Tensor, charge: Tensor, offsets: Tensor, shape: Sequence[int], softness: float
+) -> tuple[Tensor, Tensor]:
+    return position.new_empty((len(offsets) - 1, *shape)), offsets.new_empty(len(offsets) - 1)
+
+
+@torch.library.register_fake("sparsereco::soft_voxelize_backward")
+def _(grad_image: Tensor, position: Tensor, charge: Tensor, offsets: Tensor, softness: float) -> tuple[Tensor, Tensor]:
+    return position.new_empty(position.shape), charge.new_empty(charge.shape)
+
+
+def _keep_deposits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    position, charge, offsets, _, ctx.softness = inputs
+    ctx.save_for_backward(position, charge, offsets)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _pull_deposits(ctx: Any, grad_image: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_image is None:
+        return (None,) * 5
+    position, charge = torch.ops.sparsereco.soft_voxelize_backward(grad_image, *ctx.saved_tensors, ctx.softness)
+    return position, charge, None, None, None
+
+
+torch.library.register_autograd("sparsereco::soft_voxelize", _pull_deposits, setup_context=_keep_deposits)
 
 
 def segment_sum(

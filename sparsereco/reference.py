@@ -5,12 +5,16 @@ Written for plainness, by another method than the kernels where there is one; ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv3d
 
-__all__ = ["path_lengths", "sparse_conv", "strided_map", "submanifold_map"]
+from sparsereco.ops import MeasuredImages
+
+__all__ = ["image_match", "path_lengths", "soft_voxelize", "sparse_conv", "strided_map", "submanifold_map"]
 
 
 def path_lengths(
@@ -94,3 +98,85 @@ def sparse_conv(
         source, target = (out, into) if transposed else (into, out)
         result = result.index_add(0, target, feats[source] @ weight[:, k].T)
     return result
+
+
+def soft_voxelize(
+    position: Tensor,  # (N, 3)
+    charge: Tensor,  # (N,)
+    offsets: Tensor,  # (I + 1,)
+    *,
+    softness: float,
+    shape: Sequence[int] = (7, 7, 7),
+) -> tuple[Tensor, Tensor]:
+    """As `sparsereco.ops.soft_voxelize`: every deposit is weighed in every voxel, one axis at a time."""
+    counts = offsets.diff().tolist()
+    axes = [_box(position[:, axis, None] - torch.arange(size), softness) for axis, size in enumerate(shape)]
+    lost = ~torch.stack([(weight > 0).any(1) for weight in axes]).all(0)
+    if not counts:
+        return position.new_zeros((0, *shape)), offsets.new_zeros(0)
+    parts = zip(charge.split(counts), *(weight.split(counts) for weight in axes), strict=True)
+    image = torch.stack([torch.einsum("n,nx,ny,nz->xyz", *part) for part in parts])
+    return image, torch.stack([part.sum() for part in lost.split(counts)])
+
+
+def image_match(
+    position: Tensor,  # (N, 3)
+    charge: Tensor,  # (N,)
+    offsets: Tensor,  # (I + 1,)
+    background: Tensor,  # (I,)
+    measured: MeasuredImages,
+    index: Tensor | None = None,  # (I,)
+    *,
+    softness: float,
+    shape: Sequence[int] = (7, 7, 7),
+    loss: str = "poisson",
+    crosstalk: float = 0.0,
+    threshold: float | None = None,
+    empty_variance: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """As `sparsereco.ops.image_match`, on dense images."""
+    light, dropped = soft_voxelize(position, charge, offsets, softness=softness, shape=shape)
+    leak = torch.zeros((3, 3, 3), dtype=light.dtype)
+    leak[1, 1, 0] = leak[1, 1, 2] = leak[1, 0, 1] = leak[1, 2, 1] = leak[0, 1, 1] = leak[2, 1, 1] = crosstalk
+    leak[1, 1, 1] = 1 - 6 * crosstalk
+    mean = background[:, None, None, None] + conv3d(light[:, None], leak[None, None], padding=1)[:, 0]
+
+    event = torch.repeat_interleave(torch.arange(len(measured.offsets) - 1), measured.offsets.diff())
+    places = (event, *measured.coords.long().T)
+    empty = light.new_zeros((len(measured.offsets) - 1, *shape))
+    signal = empty.index_put(places, measured.signal)
+    variance = empty + (empty_variance if loss == "gaussian" else 1.0)
+    if measured.variance is not None:
+        variance = variance.index_put(places, measured.variance)
+    if index is not None:
+        signal, variance = signal[index], variance[index]
+
+    if loss == "poisson":
+        term = 2 * (mean - signal + torch.special.xlogy(signal, signal) - signal * mean.log())
+    else:
+        term = (mean - signal) ** 2 / variance
+    if threshold is not None:
+        poisson = loss == "poisson"
+        below = _log_poisson_below(mean, threshold) if poisson else _log_normal_below(mean, threshold, variance)
+        term = torch.where(signal < threshold, -2 * below, term)
+    return term.sum((1, 2, 3)), dropped
+
+
+def _box(x: Tensor, softness: float) -> Tensor:
+    """Unit box over [0, 1] with smooth edges."""
+    return _smoothstep(x, softness) - _smoothstep(x - 1, softness)
+
+
+def _smoothstep(x: Tensor, softness: float) -> Tensor:
+    t = (x / (2 * softness) + 0.5).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _log_poisson_below(mean: Tensor, threshold: float) -> Tensor:
+    """Log of the probability of at most ceil(threshold) - 1 counts."""
+    counts = torch.arange(math.ceil(threshold), dtype=mean.dtype)
+    return torch.logsumexp(torch.special.xlogy(counts, mean[..., None]) - torch.lgamma(counts + 1), -1) - mean
+
+
+def _log_normal_below(mean: Tensor, threshold: float, variance: Tensor) -> Tensor:
+    return torch.special.log_ndtr((threshold - mean) / variance.sqrt())

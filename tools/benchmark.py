@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures speed and memory of whole runs. `tools/benchmark.py chain --help` lists the options."""
+"""Measures whole runs (`chain`) and the compiled operators (`kernels`); `--help` after either lists the options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
@@ -31,6 +33,18 @@ examples:
 DISTINCT = 5000
 """Events of the sample; a longer run reads them again, since what it shows does not depend on which events it reads."""
 
+KERNELS = """\
+The compiled operators against plain torch, in alternation, and against what the machine can do.
+
+Each row is forward and backward of `image_match` on images of 6 x 64 deposits along straight tracks, 7 x 7 x 7 voxels,
+float32, Poisson. The roofs are measured in the same run: multiply-adds by a matrix product, bandwidth by a copy. Times
+are the shortest of all rounds: processor time with one thread, so that a busy machine does no harm, else wall time.
+
+examples:
+  tools/benchmark.py kernels
+  tools/benchmark.py kernels --images 64 1024 16384 --threads 2 --json kernels.json
+"""
+
 TOOLS = Path(__file__).resolve().parent
 
 
@@ -44,15 +58,31 @@ def parsers() -> jsonargparse.ArgumentParser:
     chain.add_argument("--batch-size", type=int, default=256, help="events per forward pass")
     chain.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
     cli.add_verbosity(chain)
+    kernels = cli.new_parser(KERNELS)
+    kernels.add_argument("--images", type=int, nargs="+", default=[64, 1024], help="images of each row")
+    kernels.add_argument("--threads", type=int, default=1, help="threads of torch and of the operators")
+    kernels.add_argument("--rounds", type=int, default=5, help="rounds of each row; ours runs five times in each")
+    kernels.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
+    cli.add_verbosity(kernels)
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
-    parser.add_subcommands(dest="what").add_subcommand("chain", chain, help="the vertex chain, file to file")
+    commands = parser.add_subcommands(dest="what")
+    commands.add_subcommand("chain", chain, help="the vertex chain, file to file")
+    commands.add_subcommand("kernels", kernels, help="the compiled operators")
     return parser
 
 
 def run(argv: list[str]) -> None:
     """Parses the command line and measures."""
-    args = parsers().parse_args(argv).chain
+    args = parsers().parse_args(argv)
+    if args.what == "chain":
+        run_chain(args.chain)
+    else:
+        run_kernels(args.kernels)
+
+
+def run_chain(args: jsonargparse.Namespace) -> None:
+    """Whole runs of growing length."""
     numbers = sorted(args.numbers)
     if numbers[0] < 1:
         raise InputError(f"-n: expected positive numbers, got {numbers[0]}")
@@ -96,6 +126,96 @@ def measure(tool: str, arguments: list[object]) -> tuple[float, float]:
     if status != 0:
         raise RuntimeError(f"{tool} failed with exit code {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - clock, usage.ru_maxrss / 1024
+
+
+def run_kernels(args: jsonargparse.Namespace) -> None:
+    """Rows of `image_match`."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    peak, copy = roofs()
+    print(f"roofs with {args.threads} threads: {peak / 1e9:.0f} GFLOP/s, copy {copy / 1e9:.1f} GB/s read + written")
+    rows = []
+    for images in args.images:
+        ours, plain = time_image_match(images, args.rounds)
+        deposits = images * 6 * 64
+        # Additions and multiplications: 130 per deposit (kernels of csrc/deposits.h, twice its edges), 10 per voxel.
+        flops = (130 * deposits + 10 * 343 * images) / ours
+        # Each pass reads and writes four floats per deposit: position and charge, or derivatives.
+        bandwidth = 64 * deposits / ours
+        row = {
+            "images": images,
+            "seconds": ours,
+            "reference_seconds": plain,
+            "ratio": plain / ours,
+            "fraction_of_fma": flops / peak,
+            "fraction_of_copy": bandwidth / copy,
+        }
+        rows.append(row)
+        print(
+            f"image_match {images:6,} images  {ours * 1e3:8.2f} ms  reference {plain * 1e3:8.1f} ms  "
+            f"ratio {row['ratio']:5.0f}  {row['fraction_of_fma']:.0%} of multiply-adds, "
+            f"{row['fraction_of_copy']:.0%} of copy bandwidth",
+            flush=True,
+        )
+    result = {"image_match": rows, "threads": args.threads, "peak_flops": peak, "copy_bytes_per_s": copy}
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2))
+
+
+def roofs() -> tuple[float, float]:
+    """Floating-point operations and bytes copied (read and written) per second."""
+    import torch
+
+    # Short enough to run undisturbed now and then on a busy machine; the copy is larger than a core's own caches.
+    a = torch.randn(384, 384)
+    source, target = torch.ones(2**22), torch.empty(2**22)
+    product = min(seconds(lambda: a @ a) for _ in range(50))
+    copy = min(seconds(lambda: target.copy_(source)) for _ in range(50))
+    return 2 * len(a) ** 3 / product, 2 * source.nbytes / copy
+
+
+def time_image_match(images: int, rounds: int) -> tuple[float, float]:
+    """Shortest time [s] of forward and backward, ours and the reference's, measured in alternation."""
+    import torch
+
+    from sparsereco import ops, reference
+
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.nn.functional.normalize(torch.randn(images, 6, 1, 3, generator=generator), dim=-1)
+    length = 0.5 + 3 * torch.rand(images, 6, 1, 1, generator=generator)
+    position = (3.5 + direction * length * torch.linspace(0, 1, 64)[:, None]).reshape(-1, 3)
+    charge = torch.rand(len(position), generator=generator)
+    background = torch.full((images,), 0.1)
+    offsets = torch.arange(images + 1) * 6 * 64
+    expected, _ = ops.soft_voxelize(position, charge, offsets, softness=0.3)
+    counts = torch.poisson(expected, generator=generator)
+    image, *coords = counts.nonzero(as_tuple=True)
+    starts = torch.zeros(images + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(image, minlength=images).cumsum(0)
+    measured = ops.MeasuredImages(torch.stack(coords, 1).int(), counts[counts > 0], starts)
+    leaves = [x.requires_grad_() for x in (position, charge, background)]
+
+    def step(match: Callable[..., Any]) -> None:
+        loss, _ = match(position, charge, offsets, background, measured, softness=0.3)
+        torch.autograd.grad(loss.sum(), leaves)
+
+    step(ops.image_match)
+    ours, plain = [], []
+    for _ in range(rounds):
+        ours += [seconds(lambda: step(ops.image_match)) for _ in range(5)]
+        plain.append(seconds(lambda: step(reference.image_match)))
+    return min(ours), min(plain)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Time [s]: of the processor, which other processes do not lengthen, for one thread; wall time for several."""
+    import torch
+
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    work()
+    return clock() - start
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+// CPU kernel of image matching. What one image needs stays in the first cache: its deposits are read twice, once to
+// light up the voxels, once to collect the derivatives, and nothing between is written to memory.
+
+#include "clones.h"
+#include "images.h"
+#include "splat.h"
+
+namespace sparsereco {
+namespace {
+
+// Every voxel passes a share of its light to each face neighbour; what would leave the image is lost. Symmetric, so
+// that it takes derivatives back as well. The border of `from` is zero, and so is that of `to`.
+template <typename scalar_t>
+SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __restrict__ inside, const Crop& crop,
+                        scalar_t share, scalar_t* __restrict__ to) {
+  const int32_t x = crop.stride(0), y = crop.stride(1), cells = crop.cells();
+  std::fill_n(to, x, scalar_t(0));
+  std::fill_n(to + cells - x, x, scalar_t(0));
+  for (int32_t c = x; c < cells - x; ++c) {
+    const scalar_t around = from[c - x] + from[c + x] + from[c - y] + from[c + y] + from[c - 1] + from[c + 1];
+    to[c] = inside[c] * ((1 - 6 * share) * from[c] + share * around);
+  }
+}
+
+// Fills value and slope of every voxel, given its predicted light; returns the lowest fault of the measured image.
+template <Loss loss, typename scalar_t>
+SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t background,
+                              const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
+                              const Likelihood& likelihood, Scratch<scalar_t>& scratch) {
+  const scalar_t* __restrict__ inside = scratch.inside.data();
+  scalar_t* __restrict__ value = scratch.value.data();
+  scalar_t* __restrict__ slope = scratch.slope.data();
+  // Every voxel is taken as empty first, those that are not are put right after.
+  for (int32_t c = 0; c < crop.cells(); ++c) {
+    if ((loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder) && inside[c] == 0) continue;
+    const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
+    value[c] = inside[c] * term.value;
+    slope[c] = inside[c] * term.slope;
+  }
+  int64_t fault = kNoFault;
+  for (int64_t m = first; m < last; ++m) {
+    const int32_t c = measured.cell(m, crop);
+    if (c < 0) {
+      fault = lower_fault(fault, fault_at(Fault::kCoords, m));
+      continue;
+    }
+    if (scratch.seen[c]) fault = lower_fault(fault, fault_at(Fault::kTwice, m));
+    fault = lower_fault(fault, measured.fault(m));
+    const Term<scalar_t> term =
+        measured_term<loss>(background + light[c], measured.signal[m], measured.variance_of(m), likelihood);
+    scratch.seen[c] = 1;
+    value[c] = term.value;
+    slope[c] = term.slope;
+  }
+  std::fill_n(scratch.seen.data(), crop.cells(), uint8_t(0));
+  return fault;
+}
+
+template <typename scalar_t>
+SPARSERECO_HD double sum(const scalar_t* __restrict__ values, int32_t count) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int32_t c = 0; c < count; ++c) total += values[c];
+  return total;
+}
+
+template <Loss loss, typename scalar_t>
+SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
+                                  const Measured<scalar_t>& measured, const Crop& crop, const Softness<scalar_t>& soft,
+                                  const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
+                                  int64_t end) {
+  Scratch<scalar_t> scratch(crop);
+  const scalar_t share = static_cast<scalar_t>(likelihood.crosstalk);
+  int64_t fault = kNoFault;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t unsound = image_fault(deposits, index, measured, i);
+    if (unsound != kNoFault) return lower_fault(fault, unsound);
+
+    const int64_t k = index[i];
+    const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
+    const Census census = splat(deposits, first, last, crop, soft, scratch);
+    scalar_t* light = scratch.light.data();
+    scalar_t* slope = scratch.slope.data();
+    if (share > 0) {
+      leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.odd.data());
+      light = scratch.odd.data();
+    }
+    const int64_t flaw = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1],
+                                       crop, likelihood, scratch);
+    match.loss[i] = static_cast<scalar_t>(sum(scratch.value.data(), crop.cells()));
+    match.dropped[i] = census.dropped;
+    match.grad_background[i] = static_cast<scalar_t>(sum(scratch.slope.data(), crop.cells()));
+    if (share > 0) {
+      leak(scratch.slope.data(), scratch.inside.data(), crop, share, scratch.light.data());
+      slope = scratch.light.data();
+    }
+    pull_all(deposits, first, last, crop, soft, slope, match.grad_position, match.grad_charge);
+    fault = lower_fault(lower_fault(fault, background_fault<loss>(background[i], i)), lower_fault(census.fault, flaw));
+  }
+  return fault;
+}
+
+template <typename scalar_t>
+SPARSERECO_HD int64_t match_any(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
+                                const Measured<scalar_t>& measured, const Crop& crop, const Softness<scalar_t>& soft,
+                                const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
+                                int64_t end) {
+#define MATCH(loss) \
+  case loss:        \
+    return match_range<loss>(deposits, background, index, measured, crop, soft, likelihood, match, begin, end)
+  switch (likelihood.loss) {
+    MATCH(Loss::kPoisson);
+    MATCH(Loss::kPoissonUnder);
+    MATCH(Loss::kGaussian);
+    MATCH(Loss::kGaussianUnder);
+  }
+#undef MATCH
+  return kNoFault;
+}
+
+}  // namespace
+
+#define INSTANTIATE(scalar_t)                                                                                       \
+  template <>                                                                                                       \
+  SPARSERECO_CLONES int64_t match_images<scalar_t>(const Deposits<scalar_t>& deposits, const scalar_t* background,  \
+                                                   const int64_t* index, const Measured<scalar_t>& measured,        \
+                                                   const Crop& crop, double softness, const Likelihood& likelihood, \
+                                                   const Match<scalar_t>& match, int64_t begin, int64_t end) {      \
+    return match_any(deposits, background, index, measured, crop, Softness<scalar_t>(softness), likelihood, match,  \
+                     begin, end);                                                                                   \
+  }
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace sparsereco

@@ -1,0 +1,27 @@
+// The CUDA launches on images, free of torch, so that nvcc alone can compile them (make cuda-check) and a C++ compiler
+// can emulate them (csrc/emulator). Instantiated for float and double. Arguments as in cpu/images.h; `fault` (faults.h)
+// lies on the device, holds kNoFault, and receives the lowest one. At least one image.
+
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../image_match.h"
+
+namespace sparsereco {
+
+// deterministic: the same bits in every run, at the price of looking at every deposit from every voxel.
+template <typename scalar_t>
+void launch_match(Deposits<scalar_t> deposits, const scalar_t* background, const int64_t* index,
+                  Measured<scalar_t> measured, Crop crop, double softness, Likelihood likelihood, bool deterministic,
+                  Match<scalar_t> match, int64_t* fault, cudaStream_t stream);
+
+template <typename scalar_t>
+void launch_splat(Deposits<scalar_t> deposits, Crop crop, double softness, bool deterministic, scalar_t* image,
+                  int64_t* dropped, int64_t* fault, cudaStream_t stream);
+
+template <typename scalar_t>
+void launch_pull(Deposits<scalar_t> deposits, Crop crop, double softness, const scalar_t* grad_image,
+                 scalar_t* grad_position, scalar_t* grad_charge, int64_t* fault, cudaStream_t stream);
+
+}  // namespace sparsereco
