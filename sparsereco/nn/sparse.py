@@ -145,8 +145,8 @@ class SparseBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """The same voxels with other features."""
-        out = self.conv(x.replace_feature(torch.relu(self.norm(x.features))))
-        return out.replace_feature(out.features + x.features)
+        out = self.conv(x.replace_feature(torch.relu_(self.norm(x.features))))
+        return out.replace_feature(out.features.add_(x.features))  # in place: no gradient needs what was there
 
 
 class SparseUNet(nn.Module):
@@ -193,5 +193,5 @@ class SparseUNet(nn.Module):
                 x = block(x)
         for level in reversed(range(len(skips))):
             x = self.up[level](x)
-            x = self.decode[level](x.replace_feature(x.features + skips[level].features))
-        return torch.relu(self.norm(x.features))
+            x = self.decode[level](x.replace_feature(x.features.add_(skips[level].features)))
+        return torch.relu_(self.norm(x.features))
