@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from sparsereco.nn import sparse
 from sparsereco.nn.sparse import SparseUNet
 from sparsereco.voxels import Voxels
 
-GRIDS = {2: (12, 11), 3: (8, 7, 9)}  # odd sizes too: halving alone would drop the last row of those
+GRIDS = {2: (12, 11), 3: (8, 7, 9)}  # odd sizes too: a strided convolution drops the last row of those
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
 
@@ -82,11 +80,7 @@ def dense_up(conv: nn.Module, x: Tensor, like: Tensor) -> Tensor:
 
 
 def dense_unet(unet: SparseUNet, voxels: Voxels) -> Tensor:
-    """The U-Net in dense torch: at every level a mask says which sites are active.
-
-    On a grid of 16 each site has a cell at every level, as the U-Net promises for odd grids too.
-    """
-    voxels = replace(voxels, grid=(16,) * len(voxels.grid))
+    """The U-Net in dense torch: at every level a mask says which sites are active."""
 
     def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
         return torch.relu(layer(x.movedim(1, -1)).movedim(-1, 1))
@@ -192,6 +186,7 @@ def test_a_shift_by_a_whole_cell_of_the_deepest_level_changes_nothing(dims: int)
 @DIMS
 @pytest.mark.usefixtures("engine")
 def test_no_voxels_one_voxel_and_voxels_in_the_last_row(dims: int) -> None:
+    """The last row of an odd grid has no cell at the next level: a batch of nothing else must work too."""
     unet = network(dims)
     nothing = Voxels.make(
         torch.zeros(0, dims).long(), torch.zeros(0, 2).double(), torch.zeros(0).long(), 2, GRIDS[dims]

@@ -180,14 +180,14 @@ class SparseUNet(nn.Module):
         """Features of every voxel, (N, channels[0]), in the order of ``voxels``."""
         if not len(voxels.coords):
             return voxels.feats.new_zeros(0, self.norm.normalized_shape[0])
-        # Halving drops the last row of an odd grid: rounded up, the grid has a cell for every voxel at every level.
-        cell = 2 ** (len(self.encode) - 1)
-        x = self.stem(sparse_tensor(replace(voxels, grid=tuple(-(-size // cell) * cell for size in voxels.grid))))
+        x = self.stem(sparse_tensor(voxels))
         skips = []
         for level, blocks in enumerate(self.encode):
             if level:
                 skips.append(x)
                 x = self.down[level - 1](x)
+            if not len(x.features):  # all voxels lie in the last row of an odd grid, which has no cell here
+                break
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
                 x = block(x)
