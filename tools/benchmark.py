@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,18 @@ DISTINCT = 5000
 """Events of the sample; a longer run reads them again, since what it shows does not depend on which events it reads."""
 
 KERNELS = """\
-The compiled operators against plain torch, in alternation, and against what the machine can do.
+The compiled operators against their peers, in alternation, and against what the machine can do.
 
-Each row is forward and backward of `image_match` on images of 6 x 64 deposits along straight tracks, 7 x 7 x 7 voxels,
-float32, Poisson. The roofs are measured in the same run: multiply-adds by a matrix product, bandwidth by a copy. Times
-are the shortest of all rounds: processor time with one thread, so that a busy machine does no harm, else wall time.
+`image_match`: forward and backward on images of 6 x 64 deposits along straight tracks, 7 x 7 x 7 voxels, float32,
+Poisson, against plain torch. Convolution: kernel map, forward, and forward and backward of a submanifold convolution of
+3 x 3 x 3 on voxels along tracks in a grid of 512^3, float32, against spconv's native algorithm, its map made before.
+The roofs are measured in the same run: multiply-adds by a matrix product, bandwidth by a copy. Times are the shortest
+of all rounds: processor time with one thread, so that a busy machine does no harm, else wall time.
 
 examples:
   tools/benchmark.py kernels
   tools/benchmark.py kernels --images 64 1024 16384 --threads 2 --json kernels.json
+  tools/benchmark.py kernels --images --voxels 5000 20000 100000 --channels 16 32 64 --threads 2
 """
 
 TOOLS = Path(__file__).resolve().parent
@@ -59,7 +63,9 @@ def parsers() -> jsonargparse.ArgumentParser:
     chain.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
     cli.add_verbosity(chain)
     kernels = cli.new_parser(KERNELS)
-    kernels.add_argument("--images", type=int, nargs="+", default=[64, 1024], help="images of each row")
+    kernels.add_argument("--images", type=int, nargs="*", default=[64, 1024], help="images of each row of image_match")
+    kernels.add_argument("--voxels", type=int, nargs="*", default=[20000], help="voxels of each row of convolution")
+    kernels.add_argument("--channels", type=int, nargs="+", default=[32], help="channels of each row of convolution")
     kernels.add_argument("--threads", type=int, default=1, help="threads of torch and of the operators")
     kernels.add_argument("--rounds", type=int, default=5, help="rounds of each row; ours runs five times in each")
     kernels.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
@@ -129,7 +135,7 @@ def measure(tool: str, arguments: list[object]) -> tuple[float, float]:
 
 
 def run_kernels(args: jsonargparse.Namespace) -> None:
-    """Rows of `image_match`."""
+    """Rows of `image_match` and of convolution."""
     import torch
 
     torch.set_num_threads(args.threads)
@@ -158,7 +164,9 @@ def run_kernels(args: jsonargparse.Namespace) -> None:
             f"{row['fraction_of_copy']:.0%} of copy bandwidth",
             flush=True,
         )
-    result = {"image_match": rows, "threads": args.threads, "peak_flops": peak, "copy_bytes_per_s": copy}
+    convolutions = [row for voxels in args.voxels for row in convolution_rows(voxels, args.channels, args.rounds, peak)]
+    result = {"image_match": rows, "convolution": convolutions, "threads": args.threads}
+    result |= {"peak_flops": peak, "copy_bytes_per_s": copy}
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2))
 
@@ -206,6 +214,89 @@ def time_image_match(images: int, rounds: int) -> tuple[float, float]:
         ours += [seconds(lambda: step(ops.image_match)) for _ in range(5)]
         plain.append(seconds(lambda: step(reference.image_match)))
     return min(ours), min(plain)
+
+
+def convolution_rows(voxels: int, channels: list[int], rounds: int, peak: float) -> list[dict[str, Any]]:
+    """Kernel map, forward, and forward and backward, ours and spconv's in alternation; prints them, too."""
+    import warnings
+
+    import torch
+
+    from sparsereco.convolution import sparse_conv, submanifold_map
+
+    with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python have deprecated since
+        warnings.simplefilter("ignore")
+        import spconv.pytorch as spconv
+        from spconv.pytorch.ops import get_indice_pairs
+
+    native, grid = spconv.ConvAlgo.Native, [512] * 3
+    coords = track_voxels(voxels, grid[0])
+    offsets = torch.tensor([0, len(coords)])
+    indices = torch.cat([torch.zeros_like(coords[:, :1]), coords], 1).contiguous()
+    geometry = [[3] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3]
+    kernel_map = submanifold_map(coords, offsets, grid)
+    pairs = 2 * kernel_map.rows.shape[1] - len(coords)  # the map lists half of the kernel, the centre once
+    rows: list[dict[str, Any]] = []
+
+    def compare(what: str, ours: Callable[[], Any], theirs: Callable[[], Any], flops: float) -> None:
+        ours(), theirs()
+        times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+        own, peer = min(t for t, _ in times), min(t for _, t in times)
+        row = {"what": what, "voxels": voxels, "seconds": own, "spconv_seconds": peer, "ratio": peer / own}
+        row["fraction_of_fma"] = flops / own / peak
+        rows.append(row)
+        share = f"  {row['fraction_of_fma']:.0%} of multiply-adds" if flops else ""
+        print(
+            f"{what:24} {voxels:7,} voxels {own * 1e3:8.2f} ms  spconv {peer * 1e3:8.1f} ms  "
+            f"ratio {row['ratio']:5.1f}{share}",
+            flush=True,
+        )
+
+    compare(
+        "kernel map",
+        lambda: submanifold_map(coords, offsets, grid),
+        lambda: get_indice_pairs(indices, 1, grid, native, *geometry, subm=True),
+        0,
+    )
+    for width in channels:
+        layer = spconv.SubMConv3d(width, width, 3, bias=False, indice_key="map", algo=native)
+        feats, grad = torch.randn(len(coords), width), torch.randn(len(coords), width)
+        known = layer(spconv.SparseConvTensor(feats, indices, grid, 1)).indice_dict
+        leaves = [feats.requires_grad_(), layer.weight]
+
+        def ours(layer: Any = layer, feats: Any = feats) -> Any:
+            return sparse_conv(feats, layer.weight, kernel_map)
+
+        def theirs(layer: Any = layer, feats: Any = feats, known: Any = known) -> Any:
+            return layer(spconv.SparseConvTensor(feats, indices, grid, 1, indice_dict=known)).features
+
+        def both(forward: Callable[[], Any], leaves: Any = leaves, grad: Any = grad) -> None:
+            torch.autograd.grad(forward(), leaves, grad)
+
+        def silent(forward: Callable[[], Any]) -> None:
+            with torch.no_grad():
+                forward()
+
+        flops = 2.0 * pairs * width**2
+        compare(f"forward, C = {width}", partial(silent, ours), partial(silent, theirs), flops)
+        compare(f"forward+backward, C = {width}", partial(both, ours), partial(both, theirs), 3 * flops)
+    return rows
+
+
+def track_voxels(n: int, side: int) -> Any:
+    """(n, 3) int32 voxels along straight tracks a few voxels thick, sorted."""
+    import numpy as np
+    import torch
+
+    random, found = np.random.default_rng(1), np.zeros((0, 3), np.int64)
+    while len(found) < n:
+        direction = random.normal(size=3)
+        along = np.arange(0, random.uniform(50, 300), 0.5)[:, None]
+        track = random.uniform(0, side, 3) + direction / np.linalg.norm(direction) * along
+        track = np.floor(track + random.normal(0, 0.6, track.shape)).astype(np.int64)
+        found = np.unique(np.concatenate([found, track[((track >= 0) & (track < side)).all(1)]]), axis=0)
+    keep = np.sort(random.permutation(len(found))[:n])
+    return torch.from_numpy(found[keep].astype(np.int32))
 
 
 def seconds(work: Callable[[], Any]) -> float:
