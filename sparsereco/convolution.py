@@ -170,38 +170,36 @@ def _(feats: Tensor, grad: Tensor, rows: Tensor, splits: Tensor, volume: int, tr
 # with the weight's matrices transposed; that to the weight is an operator of its own, linear in features and gradient.
 
 
-def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    feats, weight, rows, splits, _, ctx.transposed = inputs
-    ctx.save_for_backward(feats, weight, rows, splits)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Of either operator: features, its other factor (weight or gradient), and the map."""
+    feats, other, rows, splits, _, ctx.transposed = inputs
+    ctx.save_for_backward(feats, other, rows, splits)
+
+
+def _to_feats(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
+    feats, _, rows, splits = ctx.saved_tensors
+    back = weight.permute(2, 1, 0)
+    return torch.ops.sparsereco.sparse_conv(grad, back, rows, splits, feats.shape[0], not ctx.transposed)
 
 
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     feats, weight, rows, splits = ctx.saved_tensors
-    of_feats = of_weight = None
-    if ctx.needs_input_grad[0]:
-        back = weight.permute(2, 1, 0)
-        of_feats = torch.ops.sparsereco.sparse_conv(grad, back, rows, splits, feats.shape[0], not ctx.transposed)
+    of_feats = _to_feats(ctx, grad, weight) if ctx.needs_input_grad[0] else None
+    of_weight = None
     if ctx.needs_input_grad[1]:
         volume = weight.shape[1]
         of_weight = torch.ops.sparsereco.sparse_conv_weight(feats, grad, rows, splits, volume, ctx.transposed)
     return of_feats, of_weight, None, None, None, None
 
 
-def _save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    feats, grad, rows, splits, _, ctx.transposed = inputs
-    ctx.save_for_backward(feats, grad, rows, splits)
-
-
 def _weight_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     feats, grad, rows, splits = ctx.saved_tensors
-    of_feats = of_grad = None
-    if ctx.needs_input_grad[0]:
-        back = cotangent.permute(2, 1, 0)
-        of_feats = torch.ops.sparsereco.sparse_conv(grad, back, rows, splits, feats.shape[0], not ctx.transposed)
+    of_feats = _to_feats(ctx, grad, cotangent) if ctx.needs_input_grad[0] else None
+    of_grad = None
     if ctx.needs_input_grad[1]:
         of_grad = torch.ops.sparsereco.sparse_conv(feats, cotangent, rows, splits, grad.shape[0], ctx.transposed)
     return of_feats, of_grad, None, None, None, None
 
 
-torch.library.register_autograd("sparsereco::sparse_conv", _conv_backward, setup_context=_save_conv)
-torch.library.register_autograd("sparsereco::sparse_conv_weight", _weight_backward, setup_context=_save_weight)
+torch.library.register_autograd("sparsereco::sparse_conv", _conv_backward, setup_context=_save)
+torch.library.register_autograd("sparsereco::sparse_conv_weight", _weight_backward, setup_context=_save)

@@ -108,6 +108,11 @@ def _check(coords: Tensor, feats: Tensor, event: Tensor, n_events: int, grid: tu
     _refuse((feats < 0).any(1), feats, event, "is negative")
 
 
+def rank_in_group(group: Tensor) -> Tensor:
+    """Place of each row in its group, (N,) int64 from 0, for an ascending (N,) group index."""
+    return torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+
+
 def _refuse(bad: Tensor, values: Tensor, event: Tensor, why: str) -> None:
     if bool(bad.any()):
         row = int(bad.int().argmax())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsereco.voxels import VoxelError, Voxels
+from sparsereco.voxels import VoxelError, Voxels, rank_in_group
 
 GRID = (4, 5, 6)
 
@@ -147,3 +147,8 @@ def test_to_moves_every_tensor() -> None:
     moved = make([[0, 0, 0]], [1], [0]).to("meta")
     assert {tensor.device.type for tensor in (moved.coords, moved.feats, moved.offsets)} == {"meta"}
     assert moved.grid == GRID
+
+
+def test_the_rank_starts_anew_in_each_group() -> None:
+    assert rank_in_group(torch.tensor([0, 0, 0, 2, 5, 5])).tolist() == [0, 1, 2, 0, 0, 1]
+    assert rank_in_group(torch.zeros(0, dtype=torch.int64)).tolist() == []

@@ -27,9 +27,9 @@ from sparsereco.schema import RECO
 from sparsereco.vertex.config import VertexConfig
 from sparsereco.vertex.crop import MAX_VOXELS, Crops, cut_crops, surroundings
 from sparsereco.vertex.decomposer import SPECIES, Decomposer, DecomposerConfig, Decomposition
-from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, decode, embed
+from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, embed, find_vertices
 from sparsereco.vertex.tracks import find_tracks
-from sparsereco.voxels import VoxelError, Voxels
+from sparsereco.voxels import VoxelError, Voxels, rank_in_group
 
 MIN_SHARE = 0.02
 """A smaller share of a voxel's light is left out of a particle's image."""
@@ -85,12 +85,7 @@ class VertexChain:
     def _batch(self, events: ak.Array) -> ak.Array:
         with torch.inference_mode(), torch.device(self.device):
             hits = self._voxels(events)
-            visible, _ = self.finder.visible(hits)
-            logit, offset, _ = self.finder(visible)
-            settings = self.config.finder
-            separation = settings.separation / self.config.detector.pitch
-            thresholds = settings.score_threshold, settings.further_threshold
-            vertices = decode(logit, offset, visible, *thresholds, separation, settings.max_vertices)
+            vertices = find_vertices(self.finder, hits, self.config.finder, self.config.detector.pitch)
             centre = torch.minimum(
                 torch.floor(vertices.position).long().clamp(min=0), torch.tensor(self.config.detector.shape) - 1
             )
@@ -119,7 +114,7 @@ class VertexChain:
         # Hadrons are named in descending energy but for near-equal ones; the output is sorted strictly.
         order = torch.argsort(found.ke, descending=True, stable=True)
         order = order[torch.argsort(found.crop[order], stable=True)]
-        vertex_in_event = _rank(vertices.event)
+        vertex_in_event = rank_in_group(vertices.event)
         columns: dict[str, tuple[Tensor, Tensor]] = {}
 
         def put(prefix: str, event: Tensor, **values: Tensor) -> None:
@@ -188,27 +183,21 @@ def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tenso
     What no hadron takes is the light of the leaving track.
     """
     rank = torch.empty_like(order)
-    rank[order] = _rank(crop_event[found.crop[order]])
+    rank[order] = rank_in_group(crop_event[found.crop[order]])
     particle = torch.zeros(len(crops), found.share.shape[1], dtype=torch.int64).index_put(
         (found.crop, found.step), rank
     )
     voxel, step = (found.share >= MIN_SHARE).nonzero(as_tuple=True)
     hadrons = voxel, particle[crops.crop[voxel], step], crops.signal[voxel] * found.share[voxel, step]
 
-    track_rank = _rank(crop_event[crops.tracks.crop])
-    first = torch.ones_like(crops.tracks.crop, dtype=torch.bool)
-    first[1:] = crops.tracks.crop[1:] != crops.tracks.crop[:-1]
+    track_rank = rank_in_group(crop_event[crops.tracks.crop])
+    first = rank_in_group(crops.tracks.crop) == 0
     lead = torch.full((len(crops),), -1).index_copy(0, crops.tracks.crop[first], track_rank[first])
     taken = torch.where(found.share >= MIN_SHARE, found.share, 0.0).sum(1)
     voxel = ((1 - taken >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
     leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * (1 - taken[voxel])
     voxel, part, pe = (torch.cat(pair) for pair in zip(hadrons, leaving, strict=True))
     return voxel, part, pe
-
-
-def _rank(group: Tensor) -> Tensor:
-    """Place of each row in its group, for a sorted (N,) group index."""
-    return torch.arange(len(group)) - torch.searchsorted(group, group)
 
 
 def _by_event(event: Tensor, value: Tensor, n: int, dtype: str) -> ak.Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, rank_in_group
 
 HALF = 3
 """A crop reaches this many voxels from its central one: 7 x 7 x 7."""
@@ -87,6 +87,6 @@ def cut_crops(around: Voxels, context: Tensor, centre: Tensor, tracks: Tracks, m
     row = row[torch.argsort(around.signal[row], descending=True, stable=True)]
     row = row[torch.argsort(around.event[row], stable=True)]
     crop = around.event[row]
-    keep = torch.arange(len(crop)) - torch.searchsorted(crop, crop) < max_voxels
+    keep = rank_in_group(crop) < max_voxels
     row, crop = row[keep], crop[keep]
     return Crops(around.coords[row].long() - centre[crop], around.signal[row], context[row], crop, centre, tracks)

@@ -256,8 +256,8 @@ class Decomposer(nn.Module):
         for _ in range(max_hadrons):
             steps = self.decode(encoded, named, remembered)
             mode = steps.weight[:, -1].argmax(-1)
-            direction, kappa, ke, scale = (
-                value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke, steps.ke_scale)
+            direction, kappa, ke = (
+                value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke)
             )
             ke, species = ke.clamp(min=0), steps.species[:, -1].argmax(-1)
             scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsereco.vertex.crop import HALF, Crops, Tracks
 from sparsereco.vertex.lines import path_in_voxel
+from sparsereco.voxels import rank_in_group
 
 VOXEL_FEATURES, RELATIVE_FEATURES, TRACK_FEATURES = 17, 15, 13
 
@@ -34,8 +35,7 @@ class Line:
 def leading_line(crops: Crops) -> tuple[Tensor, Line]:
     """The turn of each crop and its line."""
     tracks, n = crops.tracks, len(crops)
-    lead = torch.ones(len(tracks), dtype=torch.bool)
-    lead[1:] = tracks.crop[1:] != tracks.crop[:-1]
+    lead = rank_in_group(tracks.crop) == 0
     owner = tracks.crop[lead]
     point, direction = (
         torch.zeros(n, 3).index_copy(0, owner, value[lead]) for value in (tracks.point, tracks.direction)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsereco.nn.sparse import SparseUNet
-from sparsereco.voxels import Voxels
+from sparsereco.vertex.config import FinderSettings
+from sparsereco.voxels import Voxels, rank_in_group
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class Finder(nn.Module):
         embedding = self.unet(hits.with_feats(feats))
         out = self.head(embedding)
         return out[:, 0], out[:, 1:], embedding
+
+
+def find_vertices(finder: Finder, hits: Voxels, settings: FinderSettings, pitch: float) -> Vertices:
+    """Vertex candidates of a batch; ``pitch`` is the edge of a voxel [mm]."""
+    visible, _ = finder.visible(hits)
+    logit, offset, _ = finder(visible)
+    thresholds = settings.score_threshold, settings.further_threshold
+    return decode(logit, offset, visible, *thresholds, settings.separation / pitch, settings.max_vertices)
 
 
 @torch.no_grad()
@@ -150,7 +159,6 @@ def decode(
     event, position, score = torch.cat(events), torch.cat(positions), torch.cat(scores)
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(event[order], stable=True)]
-    best = torch.ones_like(order, dtype=torch.bool)
-    best[1:] = event[order][1:] != event[order][:-1]
+    best = rank_in_group(event[order]) == 0
     order = order[best | (score[order] > further_threshold)]
     return Vertices(event[order], position[order], score[order])

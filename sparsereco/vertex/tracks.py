@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsereco.vertex.crop import HALF, REACH, Tracks, distance
 from sparsereco.vertex.lines import fit_lines
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, rank_in_group
 
 
 def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks: int = 4) -> Tracks:
@@ -43,8 +43,7 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
     tracks = _fit(crop, piece, place, signal, n)
 
     order = torch.argsort(tracks.crop * 100_000 - tracks.hits.long(), stable=True)
-    first = torch.searchsorted(tracks.crop[order], tracks.crop[order])
-    order = order[torch.arange(n) - first < max_tracks]
+    order = order[rank_in_group(tracks.crop[order]) < max_tracks]
     found = Tracks(**{name: value[order] for name, value in vars(tracks).items()})
     if not len(found):
         return found

@@ -17,7 +17,7 @@ from sparsereco.sim.sample import Sample, concatenate, draw_sample
 from sparsereco.vertex.config import FinderSettings
 from sparsereco.vertex.crop import HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings
 from sparsereco.vertex.decomposer import MAX_HADRONS, SPECIES, Decomposer, Hadrons
-from sparsereco.vertex.finder import Finder, decode, embed, finder_loss
+from sparsereco.vertex.finder import Finder, embed, find_vertices, finder_loss
 from sparsereco.vertex.tracks import find_tracks
 
 
@@ -85,7 +85,7 @@ def decomposer_batch(
     """Crops as the chain cuts them, with reconstructed tracks and the finder's embedding; true vertices and hadrons."""
     batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
-    centre = torch.floor(_guess(finder, batch, vertex, generator)).long()
+    centre = torch.floor(_guess(finder, batch, vertex, stream.detector, generator)).long()
     around = surroundings(batch.hits, torch.arange(n), centre)
     context = embed(finder, around)
     forget = torch.rand(n, generator=generator) < 0.1
@@ -94,25 +94,21 @@ def decomposer_batch(
     return crops, vertex - centre - 0.5, _true_hadrons(batch, crops, stream.detector)
 
 
-def _guess(finder: Finder, batch: Sample, vertex: Tensor, generator: torch.Generator) -> Tensor:
+def _guess(finder: Finder, batch: Sample, vertex: Tensor, detector: Detector, generator: torch.Generator) -> Tensor:
     """Where the finder puts each vertex, (V, 3) [voxels]; where it misses one, somewhere as near as it usually is.
 
     Crops centred by anything else would not do: a guess whose error knows nothing of the event tells the network where
     the vertex is, as nobody will in use.
     """
-    visible, _ = finder.visible(batch.hits)
     with torch.no_grad():
-        logit, offset, _ = finder(visible)
-    settings = FinderSettings()
-    thresholds = settings.score_threshold, settings.further_threshold
-    found = decode(logit, offset, visible, *thresholds, _SEPARATION, settings.max_vertices)
+        found = find_vertices(finder, batch.hits, FinderSettings(), detector.pitch)
     guess = vertex + 0.3 * torch.randn(vertex.shape, generator=generator)
     near = (found.position - vertex[found.event]).norm(dim=1) < _FOUND
     return guess.index_copy(0, found.event[near], found.position[near])
 
 
-_SEPARATION, _FOUND = 4.0, 2.0
-"""Candidates of an event lie further apart than the one; a candidate this near to the truth has found it [voxels]."""
+_FOUND = 2.0
+"""A candidate this near to the truth has found it [voxels]."""
 
 
 def _true_hadrons(batch: Sample, crops: Crops, detector: Detector) -> Hadrons:
