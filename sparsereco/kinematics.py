@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -22,6 +23,7 @@ _Z_OVER_A = 0.53768
 _MEAN_EXCITATION = 68.7e-6  # [MeV]
 _ELECTRON_MASS = 0.510999  # [MeV]
 _BETHE_CONSTANT = 0.307075  # 4 pi N_A r_e^2 m_e c^2 [MeV cm2/mol]
+_STERNHEIMER = 3.2999, 0.1647, 2.5031, 0.16454, 3.2224  # density effect: C, x0, x1, a, k (At. Data 30 (1984) 261)
 
 
 def particle_name(pdg: int) -> str:
@@ -32,8 +34,8 @@ def particle_name(pdg: int) -> str:
 def stopping_power(ke: np.ndarray, pdg: int) -> np.ndarray:
     """Mean ionisation loss in polystyrene [MeV/mm].
 
-    The Bethe equation (Review of Particle Physics, "Passage of particles through matter") without shell and density
-    corrections: 1 % for protons of 5 to 100 MeV, not to be used below 0.25 MeV per nucleon.
+    The Bethe equation with the density effect (Review of Particle Physics, "Passage of particles through matter") but
+    without shell corrections: 1 % for protons of 5 to 100 MeV, not to be used below 0.25 MeV per nucleon.
 
     Args:
         ke: kinetic energies [MeV], any shape.
@@ -46,14 +48,22 @@ def stopping_power(ke: np.ndarray, pdg: int) -> np.ndarray:
     kick = 2 * _ELECTRON_MASS * beta2 * gamma**2
     ratio = _ELECTRON_MASS / mass
     largest_transfer = kick / (1 + 2 * gamma * ratio + ratio**2)
-    logarithm = 0.5 * np.log(kick * largest_transfer / _MEAN_EXCITATION**2) - beta2
+    logarithm = 0.5 * np.log(kick * largest_transfer / _MEAN_EXCITATION**2) - beta2 - _density_effect(gamma) / 2
     return 0.1 * _DENSITY * _BETHE_CONSTANT * charge**2 * _Z_OVER_A / beta2 * logarithm
+
+
+def _density_effect(gamma: np.ndarray) -> np.ndarray:
+    """Sternheimer's delta, of an insulator."""
+    offset, low, high, strength, power = _STERNHEIMER
+    x = 0.5 * np.log10(np.maximum(gamma**2 - 1, 1e-12))
+    bend = strength * np.maximum(high - x, 0) ** power
+    return np.where(x < low, 0.0, 2 * math.log(10) * x - offset + bend)
 
 
 @cache
 def _range_table(pdg: int) -> tuple[np.ndarray, np.ndarray]:
     """Kinetic energies [MeV] and their ranges [mm]; the first 0.25 MeV per nucleon (3 um) are taken as linear."""
-    ke = MASSES[pdg] / MASSES[2212] * np.geomspace(0.25, 2000, 2000)
+    ke = np.geomspace(0.25 * MASSES[pdg] / MASSES[2212], 4000, 3000)
     inverse = 1 / stopping_power(ke, pdg)
     steps = 0.5 * (inverse[1:] + inverse[:-1]) * np.diff(ke)
     return np.append(0, ke), np.cumsum(np.concatenate([[0], ke[:1] * inverse[:1], steps]))
@@ -74,6 +84,17 @@ def track_range(ke: np.ndarray, pdg: np.ndarray) -> np.ndarray:
         if int(code) in MASSES:
             result[pdg == code] = np.interp(ke[pdg == code], *_range_table(int(code)))
     return result
+
+
+def energy_of_range(length: np.ndarray, pdg: int) -> np.ndarray:
+    """Kinetic energy of a particle that stops after ``length`` in polystyrene [MeV], the inverse of `track_range`.
+
+    Args:
+        length: (N,) ranges [mm].
+        pdg: a key of `MASSES`, of either sign.
+    """
+    ke, ranges = _range_table(abs(pdg))
+    return np.interp(length, ranges, ke)
 
 
 def angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 
@@ -111,6 +113,24 @@ def _check(coords: Tensor, feats: Tensor, event: Tensor, n_events: int, grid: tu
 def rank_in_group(group: Tensor) -> Tensor:
     """Place of each row in its group, (N,) int64 from 0, for an ascending (N,) group index."""
     return torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+
+
+def connected_pieces(voxels: Voxels) -> tuple[Tensor, int]:
+    """Connected pieces of 3D events over the 26 neighbours: (N,) piece of each voxel, and how many there are."""
+    n = len(voxels.coords)
+    coords = voxels.coords.long() + 1  # a guard row on each side, so that a step never wraps into the next line
+    sizes = [size + 2 for size in voxels.grid]
+    key = ((voxels.event * sizes[0] + coords[:, 0]) * sizes[1] + coords[:, 1]) * sizes[2] + coords[:, 2]
+    steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) > (0, 0, 0)]
+    offsets = torch.tensor([(x * sizes[1] + y) * sizes[2] + z for x, y, z in steps])
+    wanted = key + offsets[:, None]  # (13, N)
+    found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
+    near = key[found] == wanted
+    a, b = near.nonzero()[:, 1].cpu().numpy(), found[near].cpu().numpy()
+    n_pieces, piece = (
+        connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
+    )
+    return torch.as_tensor(piece, dtype=torch.int64, device=key.device), n_pieces
 
 
 def _refuse(bad: Tensor, values: Tensor, event: Tensor, why: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import awkward as ak
 import numpy as np
@@ -18,6 +18,9 @@ from hypothesis import settings
 from sparsereco import cli
 from sparsereco.io import HITS, RECO, RootWriter
 from sparsereco.vertex.config import VertexConfig
+
+if TYPE_CHECKING:
+    from sparsereco.vertex.light import LightYield
 
 WriteHits = Callable[..., Path]
 Reco = Callable[..., int]
@@ -88,7 +91,13 @@ class AveragingChain:
             from sparsereco.checkpoint import metadata
 
             metadata(config.finder_weights)
-        self.device = device
+        self.config, self.device = config, device
+        self.light_scale = 1.0 if config.light_scale is None else config.light_scale
+
+    def measure_light(self, events: ak.Array) -> LightYield:
+        from sparsereco.vertex.light import nothing_seen
+
+        return nothing_seen()
 
     def __call__(self, events: ak.Array) -> ak.Array:
         counts = np.asarray(ak.num(events["hit_pe"]))
@@ -102,7 +111,7 @@ class AveragingChain:
             sums = np.asarray(ak.sum(events[f"hit_{axis}"], axis=1))[counts > 0]
             fields[f"vtx_{axis}"] = ak.unflatten((sums / counts[counts > 0]).astype("f4"), one["nvtx"])
             fields[f"img_{axis}"] = events[f"hit_{axis}"]
-        fields["img_pe"] = events["hit_pe"]
+        fields["img_pe"] = ak.values_astype(events["hit_pe"] / self.light_scale, "f4")
         return ak.zip(fields, depth_limit=1)
 
     def provenance(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def decode_one(module: DecoderBlock, steps: Tensor, memory: Tensor) -> Tensor:
 
 def decode(module: DecoderBlock, steps: Tensor, memory: Tensor, counts: list[int]) -> Tensor:
     ragged = Ragged.of(torch.tensor(counts))
-    return module(steps, module.remember(memory, ragged), ragged.mask)
+    return module(steps, module.remember(memory, ragged), ragged.mask)[0]
 
 
 @given(st.lists(st.integers(1, 6), max_size=6))

@@ -123,7 +123,7 @@ def test_vertices_and_particles_are_sound(reco: ak.Array) -> None:
         np.testing.assert_allclose(length, 1, atol=1e-5)
     assert set(flat["part_pdg"].tolist()) <= {2212, 1000010020, 1000010030}
     assert (flat["part_ke"] >= 0).all()
-    assert (flat["trk_ke"] == -1).all()
+    assert ((flat["trk_ke"] == -1) | (flat["trk_ke"] > 0)).all()
     assert np.isnan(flat["vtx_deviance"]).all()
     assert (flat["vtx_ndf"] == 0).all()
     for event in reco:
@@ -228,6 +228,20 @@ def test_the_light_scale_undoes_another_light_yield(chain: VertexChain, events: 
     scaled = VertexChain(replace(chain.config, light_scale=2.0))
     found = scaled(brighter)
     close(ak.with_field(found, found["img_pe"] / 2, "img_pe"), reco)
+
+
+def test_the_light_yield_is_that_of_the_leaving_tracks(chain: VertexChain) -> None:
+    """It follows the signals, and comes out the same for a chain that corrects for it."""
+    events = hit_events(truth_events(30, seed=5), light_per_mm=16.0)
+    light = chain.measure_light(events)
+    assert light.tracks >= 20
+    assert light.scale == pytest.approx(160 / chain.decomposer.track_light.item(), rel=0.15)
+    brighter = ak.with_field(events, events["hit_pe"] * 1.25, "hit_pe")
+    corrected = VertexChain(replace(chain.config, light_scale=1.25)).measure_light(brighter)
+    assert corrected.scale == pytest.approx(1.25 * light.scale, rel=1e-3)
+    assert chain.measure_light(events[:0]).tracks == 0
+    with pytest.raises(VoxelError, match="hit_pe has nan"):
+        chain.measure_light(ak.with_field(events, events["hit_pe"] * np.nan, "hit_pe"))
 
 
 def test_the_limits_of_the_settings_hold(random_config: VertexConfig, events: ak.Array) -> None:

@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsereco.vertex.crop import HALF, Crops, Tracks
-from sparsereco.vertex.decomposer import (
-    ENERGY,
-    MAX_HADRONS,
-    SPECIES,
-    Decomposer,
-    DecomposerConfig,
-    Decomposition,
-    Hadrons,
-)
+from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig, Decomposition
 from sparsereco.vertex.features import canonical_turn
+from sparsereco.vertex.hadrons import ENERGY, MAX_HADRONS, SPECIES, Hadrons, name_hadrons
 
 CONTEXT = 5
 SYMMETRIES = torch.stack(
@@ -34,7 +27,7 @@ SYMMETRIES = torch.stack(
 """Of the cube: the 48 signed permutations."""
 
 
-def decomposer(more: float = 1.2) -> Decomposer:
+def decomposer(more: float = -0.5) -> Decomposer:
     """A small one with random weights; ``more`` moves the odds that it names another hadron."""
     torch.manual_seed(5)
     config = DecomposerConfig(width=24, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=CONTEXT)
@@ -95,6 +88,8 @@ def assert_same(found: Decomposition, expected: Decomposition, atol: float = 1e-
 
 
 N_VOXELS, N_TRACKS = [28, 1, 10, 17, 5], [1, 2, 4, 1, 1]
+NUCLEI = torch.tensor([True, False, False, True, True, False])
+"""Whether there may be light nuclei in each of six crops."""
 
 
 @given(st.tuples(*[st.floats(-10, 10, allow_subnormal=False)] * 3))
@@ -118,7 +113,7 @@ def test_turning_the_crop_turns_the_answer() -> None:
     """By any of the 48 symmetries of the cube, mirrors among them."""
     assert len(SYMMETRIES.flatten(1).unique(dim=0)) == 48
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
-    found = model(crops)
+    found = model(crops, True)
     assert len(set(torch.bincount(found.crop, minlength=5).tolist())) > 1
     for turn in SYMMETRIES:
         expected = replace(
@@ -127,22 +122,22 @@ def test_turning_the_crop_turns_the_answer() -> None:
             vertex_err=found.vertex_err @ turn.abs().T,
             direction=found.direction @ turn.T,
         )
-        assert_same(model(turned(crops, turn)), expected)
+        assert_same(model(turned(crops, turn), True), expected)
 
 
 def test_without_a_track_the_light_gives_the_axis() -> None:
     model, crops = decomposer(), random_crops([20, 12], [0, 0])
-    found, turn = model(crops), SYMMETRIES[29]
-    again = model(turned(crops, turn))
+    found, turn = model(crops, True), SYMMETRIES[29]
+    again = model(turned(crops, turn), True)
     torch.testing.assert_close(again.vertex, found.vertex @ turn.T, rtol=0, atol=1e-4)
     torch.testing.assert_close(again.direction, found.direction @ turn.T, rtol=0, atol=1e-4)
 
 
 def test_a_crop_gets_the_same_answer_in_any_batch() -> None:
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
-    together = model(crops)
+    together = model(crops, True)
     for index in range(len(crops)):
-        alone, own = model(one_of(crops, index)), together.crop == index
+        alone, own = model(one_of(crops, index), True), together.crop == index
         assert len(alone.crop) == own.sum()
         for name in ("species", "ke", "ke_err", "direction", "dir_err", "score", "step"):
             torch.testing.assert_close(getattr(alone, name), getattr(together, name)[own], rtol=1e-4, atol=1e-4)
@@ -160,7 +155,7 @@ def test_a_crop_gets_the_same_answer_in_any_batch() -> None:
 @pytest.mark.parametrize("more", [-50.0, 1.2, 50.0], ids=["none", "some", "all"])
 def test_any_size_of_input_gives_a_sound_answer(n_voxels: list[int], n_tracks: list[int], more: float) -> None:
     crops = random_crops(n_voxels, n_tracks)
-    found = decomposer(more)(crops)
+    found = decomposer(more)(crops, True)
     counts = torch.bincount(found.crop, minlength=len(crops)).tolist()
     if abs(more) > 2:
         assert counts == [MAX_HADRONS if more > 0 else 0] * len(crops)
@@ -180,7 +175,7 @@ def test_any_size_of_input_gives_a_sound_answer(n_voxels: list[int], n_tracks: l
 @pytest.mark.parametrize("max_hadrons", [1, 3])
 def test_no_more_hadrons_than_allowed(max_hadrons: int) -> None:
     crops = random_crops([20, 8], [1, 1])
-    few, all_ = decomposer(50.0)(crops, max_hadrons), decomposer(50.0)(crops)
+    few, all_ = decomposer(50.0)(crops, True, max_hadrons), decomposer(50.0)(crops, True)
     assert torch.bincount(few.crop).tolist() == [max_hadrons] * 2
     torch.testing.assert_close(few.direction, all_.direction[all_.step < max_hadrons])
 
@@ -189,8 +184,8 @@ def test_the_energies_add_up_to_the_total() -> None:
     """Each hadron moves by its own uncertainty, and not below zero."""
     model, crops = decomposer(50.0), random_crops(N_VOXELS, N_TRACKS)
     with torch.inference_mode():
-        total = model.encode(crops).total * ENERGY
-    found = model(crops)
+        total = model.encode(crops, torch.ones(len(crops), dtype=torch.bool)).total * ENERGY
+    found = model(crops, True)
     energy = torch.zeros(len(crops)).index_add_(0, found.crop, found.ke)
     free = torch.ones(len(crops), dtype=torch.bool)
     free[found.crop[found.ke == 0]] = False
@@ -198,20 +193,48 @@ def test_the_energies_add_up_to_the_total() -> None:
     torch.testing.assert_close(energy[free], total[free].clamp(min=0), rtol=1e-4, atol=1e-3)
 
 
-def test_the_calibration_scales_the_errors_alone() -> None:
+@pytest.mark.parametrize("light_nuclei", [False, True])
+def test_the_calibration_scales_the_errors_alone(light_nuclei: bool) -> None:
+    """Each prior has one of its own."""
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
-    before = model(crops)
+    before = model(crops, light_nuclei)
     for value, buffer in enumerate((model.vertex_calibration, model.ke_calibration, model.dir_calibration), start=2):
-        buffer.fill_(value)
+        buffer[int(light_nuclei)] = value
     expected = replace(before, vertex_err=2 * before.vertex_err, ke_err=3 * before.ke_err, dir_err=4 * before.dir_err)
-    assert_same(model(crops), expected)
+    assert_same(model(crops, light_nuclei), expected)
+
+
+def test_what_is_known_beforehand_counts() -> None:
+    model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
+    protons, nuclei = (model.encode(crops, torch.full((5,), prior)).memory for prior in (False, True))
+    assert (protons - nuclei).abs().max() > 1e-3
+    mixed = model.encode(crops, NUCLEI[:5])
+    own = mixed.ragged.event
+    torch.testing.assert_close(mixed.memory, torch.where(NUCLEI[own, None], nuclei, protons))
+
+
+def test_step_by_step_is_as_all_at_once() -> None:
+    """The decoder remembers the steps before, instead of going through them again."""
+    model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
+    hadrons = random_hadrons(crops, [MAX_HADRONS] * 5)
+    named = name_hadrons(hadrons.direction, hadrons.ke, hadrons.species)
+    with torch.inference_mode():
+        encoded = model.encode(crops, NUCLEI[:5])
+        remembered, before = model.remember(encoded), None
+        expected, _ = model.decode(encoded, named, remembered)
+        for step in range(MAX_HADRONS + 1):
+            new = named[:, step - 1 : step] if step else named[:, :0]
+            found, before = model.decode(encoded, new, remembered, before)
+            for field in fields(found):
+                value, all_ = getattr(found, field.name), getattr(expected, field.name)
+                torch.testing.assert_close(value[:, -1], all_[:, step], rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_finite_and_reaches_every_parameter() -> None:
     model = decomposer().train()
     crops = random_crops([*N_VOXELS, 0], [*N_TRACKS, 0])
     hadrons = random_hadrons(crops, [1, 6, 3, 0, 2, 1])
-    losses = model.loss(crops, torch.zeros(6, 3), hadrons, torch.Generator().manual_seed(0))
+    losses = model.loss(crops, NUCLEI, torch.zeros(6, 3), hadrons, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(value) for value in losses.values())
     sum(losses.values()).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -223,7 +246,7 @@ def test_the_loss_is_finite_and_reaches_every_parameter() -> None:
 def test_the_loss_of_what_is_rare(n_voxels: list[int], n_tracks: list[int], counts: list[int]) -> None:
     crops = random_crops(n_voxels, n_tracks)
     vertex, random = torch.zeros(len(crops), 3), torch.Generator().manual_seed(0)
-    losses = decomposer().loss(crops, vertex, random_hadrons(crops, counts), random)
+    losses = decomposer().loss(crops, NUCLEI[: len(crops)], vertex, random_hadrons(crops, counts), random)
     assert all(torch.isfinite(value) for value in losses.values())
 
 
@@ -233,7 +256,8 @@ def test_the_loss_takes_hadrons_in_any_order() -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     shuffled = replace(hadrons, **{k: getattr(hadrons, k)[:, order] for k in ("ke", "direction", "species", "share")})
     first, second = (
-        model.loss(crops, torch.zeros(5, 3), h, torch.Generator().manual_seed(0)) for h in (hadrons, shuffled)
+        model.loss(crops, NUCLEI[:5], torch.zeros(5, 3), h, torch.Generator().manual_seed(0))
+        for h in (hadrons, shuffled)
     )
     torch.testing.assert_close(first, second)
 
@@ -242,9 +266,9 @@ def test_a_turned_truth_costs_the_same() -> None:
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
     hadrons, vertex = random_hadrons(crops, [1, 2, 3, 4, 0]), 0.3 * torch.randn(5, 3)
     turn = SYMMETRIES[17]
-    first = model.loss(crops, vertex, hadrons, torch.Generator().manual_seed(0))
+    first = model.loss(crops, NUCLEI[:5], vertex, hadrons, torch.Generator().manual_seed(0))
     hadrons = replace(hadrons, direction=hadrons.direction @ turn.T)
-    second = model.loss(turned(crops, turn), vertex @ turn.T, hadrons, torch.Generator().manual_seed(0))
+    second = model.loss(turned(crops, turn), NUCLEI[:5], vertex @ turn.T, hadrons, torch.Generator().manual_seed(0))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
 
 
@@ -257,5 +281,5 @@ def test_energies_are_in_mev() -> None:
         model.step_head[-1].bias[:28].view(4, 7)[:, 1] = 1.0
         model.total_head[-1].weight.zero_()
         model.total_head[-1].bias[0] = MAX_HADRONS - 4  # the head counts from 4 units
-    found = model(crops)
+    found = model(crops, True)
     torch.testing.assert_close(found.ke, torch.full((MAX_HADRONS,), ENERGY))

@@ -18,6 +18,7 @@ from conftest import ROOT, AveragingChain, Reco, WriteHits, some_hits
 from sparsereco import __version__, cli
 from sparsereco.io import RECO, BranchNames, read
 from sparsereco.vertex.config import VertexConfig
+from sparsereco.vertex.light import LightYield
 
 
 def test_every_event_gets_an_entry(reco: Reco, write_hits: WriteHits, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,3 +167,42 @@ def test_the_real_chain_runs(
     argv = ["vertex", str(write_hits("a.root", some_hits(20))), "-o", str(out), "--device", "cpu"]
     assert cli.main(tool.run, argv) == cli.DONE, capsys.readouterr().err
     assert read(str(out), RECO)["event"].tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("light", "options", "expected", "word"),
+    [
+        (LightYield(0.9, 0.01, 400), [], 0.9, "0.900 +- 0.010"),
+        (LightYield(0.9, 0.01, 400), ["--light_scale", 1.1], 1.1, ""),
+        (LightYield(0.9, 0.02, 20), [], 1.0, "only 20 leaving tracks"),
+        (LightYield(7.0, 0.01, 400), [], 1.0, "no plausible one"),
+    ],
+)
+def test_the_light_yield_is_measured_on_the_input(
+    reco: Reco,
+    write_hits: WriteHits,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    light: LightYield,
+    options: list[str | float],
+    expected: float,
+    word: str,
+) -> None:
+    """On the events of the entry range, the sound ones, unless the user names it; what was taken is in the output."""
+    seen: list[int] = []
+
+    def measure(chain: AveragingChain, events: ak.Array) -> LightYield:
+        seen.extend(events["event"].tolist())
+        return light
+
+    monkeypatch.setattr(AveragingChain, "measure_light", measure)
+    files = [write_hits(f"{part}.root", some_hits(10, 10 * part)) for part in range(2)]
+    assert reco(*files, "-o", "out.root", "--step-size", "3", "--entry-start", "4", "-n", "9", *options) == cli.DONE
+    assert seen == ([] if options else list(range(4, 13)))
+    with uproot.open("out.root") as file:
+        record = json.loads(str(file["provenance"]))
+    assert record["config"]["light_scale"] == expected
+    assert record["light_yield"] == (None if options else asdict(light))
+    hits = ak.flatten(some_hits(10)["hit_pe"][4:]).to_numpy()
+    assert ak.flatten(read("out.root", RECO)["img_pe"][:6]).to_numpy() == pytest.approx(hits / expected, rel=1e-6)
+    assert word in capsys.readouterr().err

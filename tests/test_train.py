@@ -16,9 +16,17 @@ from sparsereco.sim.compose import TrackBank
 from sparsereco.sim.geant4 import Bank
 from sparsereco.train import Schedule, fit
 from sparsereco.vertex.crop import HALF
-from sparsereco.vertex.decomposer import MAX_HADRONS, Decomposer, DecomposerConfig
+from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.finder import Finder, FinderConfig
-from sparsereco.vertex.training import EventStream, decomposer_batch, decomposer_step, finder_step
+from sparsereco.vertex.hadrons import MAX_HADRONS
+from sparsereco.vertex.training import (
+    EventStream,
+    calibrate,
+    decomposer_batch,
+    decomposer_step,
+    finder_step,
+    measure_track_light,
+)
 
 Losses = Callable[[torch.Generator], dict[str, Tensor]]
 
@@ -188,8 +196,9 @@ def test_the_truth_of_a_crop(tracks: TrackBank) -> None:
     stream = EventStream(superfgd=0.0, conf2=1.0, light_spread=0.0)
     finder = checkpoint.load(checkpoint.WEIGHTS / "finder.safetensors", Finder, FinderConfig)
     batch = decomposer_batch(finder, stream, tracks, 60, torch.Generator().manual_seed(2))
-    crops, vertex, hadrons = batch
+    crops, light_nuclei, vertex, hadrons = batch
     assert len(crops) == len(vertex) == len(hadrons.count) == 60
+    assert light_nuclei.tolist() == [True] * 60
     # The central voxel is where the finder puts the vertex: mostly its own, at times one beside it.
     assert (vertex.abs() <= 2.5).all()
     assert 0.5 < (vertex.abs() <= 0.5).float().mean() < 1
@@ -207,7 +216,33 @@ def test_the_truth_of_a_crop(tracks: TrackBank) -> None:
     assert hadrons.share[near].sum(1).mean() > 2 * hadrons.share[~near].sum(1).mean()
     again = decomposer_batch(finder, stream, tracks, 60, torch.Generator().manual_seed(2))
     assert torch.equal(again[0].signal, crops.signal)
-    assert torch.equal(again[2].ke, hadrons.ke)
+    assert torch.equal(again[3].ke, hadrons.ke)
+
+
+@pytest.mark.parametrize("conf2", [0.0, 1.0])
+def test_the_calibration_is_that_of_one_prior(tracks: TrackBank, conf2: float) -> None:
+    """It makes a second calibration on the same events find nothing to do, and leaves the other prior alone."""
+    torch.manual_seed(4)
+    config = DecomposerConfig(width=16, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=8)
+    decomposer, finder, stream = Decomposer(config).eval(), small_finder(), EventStream(conf2=conf2)
+    with torch.no_grad():
+        decomposer.step_head[-1].bias[-1] = 3.0  # so that it names hadrons at all
+    measured = calibrate(decomposer, finder, stream, tracks, 1, 5)
+    assert set(measured) == {"vertex", "ke", "angle", "count"}
+    buffers = decomposer.vertex_calibration, decomposer.ke_calibration, decomposer.dir_calibration
+    first = torch.stack(buffers)
+    assert (first[:, int(conf2)] != 1).all()
+    assert (first[:, 1 - int(conf2)] == 1).all()
+    assert calibrate(decomposer, finder, stream, tracks, 1, 5) == measured
+    torch.testing.assert_close(torch.stack(buffers), first)
+
+
+def test_the_light_of_tracks_is_that_of_the_nominal_yield(tracks: TrackBank) -> None:
+    """Muons at minimum ionisation: 1.936 MeV cm2/g times 1.06 g/cm3 times 10 mm, quenched, in 85.8 p.e./MeV."""
+    decomposer = Decomposer(DecomposerConfig(width=16, heads=2))
+    measure_track_light(decomposer, small_finder(), EventStream(light_spread=0.5, superfgd=1.0), tracks, 1, 3)
+    loss = 0.1936 * 1.06  # [MeV/mm]
+    assert decomposer.track_light.item() == pytest.approx(85.8 * 10 * loss / (1 + 0.126 * loss), rel=0.12)
 
 
 def test_a_matrix_moves_alike_in_all_directions(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     import awkward as ak
 
     from sparsereco.io import Chunk, Source
+    from sparsereco.vertex.chain import VertexChain
     from sparsereco.vertex.config import VertexConfig
+    from sparsereco.vertex.light import LightYield
+
+LIGHT_EVENTS = 500
+"""Events that the light yield is measured on: where each has a leaving muon, to half a per cent."""
 
 VERTEX = """\
 From full-detector events to vertices, hadrons and leaving tracks.
@@ -106,7 +111,7 @@ def run(argv: list[str]) -> None:
         log.warning("skipped: %s", error)
 
 
-def load_chain(config: VertexConfig, device: str, seed: int) -> Any:
+def load_chain(config: VertexConfig, device: str, seed: int) -> VertexChain:
     """The chain with its weights."""
     import torch
 
@@ -162,13 +167,16 @@ def reconstruct(
     start, stop = entry_range(args)
     device = cli.choose_device(args.device)
     chain = load_chain(config, device, args.seed)
+    trees = [f"{source.file}:{source.tree}" for source in sources]
+    light = measure_light(chain, trees, names, start, stop) if config.light_scale is None else None
+    if light and light.usable:
+        chain.light_scale = light.scale
 
     inputs: dict[tuple[str, str], dict[str, Any]] = {}
     events = vertices = 0
     clock = time.perf_counter()
     with writer, cli.progress("vertex", selected(sources, start, stop), "events", args.quiet) as advance:
         writer.create("reco", RECO)
-        trees = [f"{source.file}:{source.tree}" for source in sources]
         for chunk in iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file):
             hits = sound_events(chunk, config, names, skipped if args.skip_bad_events else None)
             found = chain(hits)
@@ -181,8 +189,9 @@ def reconstruct(
         writer.provenance(
             {
                 **environment(record["command"]),
-                "config": record["config"],
+                "config": record["config"] | {"light_scale": chain.light_scale},
                 "chain": chain.provenance(),
+                "light_yield": light and dataclasses.asdict(light),
                 "device": device,
                 "seed": args.seed,
                 "inputs": list(inputs.values()),
@@ -193,8 +202,36 @@ def reconstruct(
     seconds = time.perf_counter() - clock
     return (
         f"{args.output}: {events:,} events, {vertices:,} vertices in {seconds:.1f} s on {device} "
-        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped"
+        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped" + (f"\n{told(light)}" if light else "")
     )
+
+
+def measure_light(chain: VertexChain, trees: list[str], names: BranchNames, start: int, stop: int | None) -> LightYield:
+    """The light yield by the leaving tracks of the first events, always the same ones whatever the step size."""
+    import awkward as ak
+
+    from sparsereco.io import check_hits, drop_hits, iterate
+    from sparsereco.vertex.light import nothing_seen
+
+    last = start + LIGHT_EVENTS if stop is None else min(stop, start + LIGHT_EVENTS)
+    parts = []
+    # What is wrong with a file or an event is for the reconstruction to tell.
+    for chunk in iterate(trees, HITS, None, names, LIGHT_EVENTS, start, last, lambda error: None):
+        bad = [event.offset for event in check_hits(chunk.events, chain.config.detector)]
+        parts.append(drop_hits(chunk.events, bad))
+    return chain.measure_light(ak.concatenate(parts)) if parts else nothing_seen()
+
+
+def told(light: LightYield) -> str:
+    """What was measured, and what became of it."""
+    from sparsereco.vertex.light import MIN_TRACKS
+
+    if light.tracks < MIN_TRACKS:
+        return f"light yield: taken for nominal, only {light.tracks} leaving tracks; --light_scale sets it"
+    found = f"light yield: {light.scale:.3f} +- {light.error:.3f} of the nominal one by {light.tracks} leaving tracks"
+    if light.usable:
+        return f"{found}; signals were divided by it (--light_scale 1 takes them as they are)"
+    return f"{found} is no plausible one, taken for nominal; --light_scale sets it"
 
 
 def entry_range(args: jsonargparse.Namespace) -> tuple[int, int | None]:

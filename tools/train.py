@@ -24,7 +24,7 @@ from sparsereco.sim.geant4 import Bank
 from sparsereco.train import Schedule, fit
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.finder import Finder, FinderConfig
-from sparsereco.vertex.training import EventStream, calibrate, decomposer_step, finder_step
+from sparsereco.vertex.training import EventStream, calibrate, decomposer_step, finder_step, measure_track_light
 
 TEXT = """\
 Trains the {stage} of the vertex chain. The folder of --output gets last.pt (every two minutes; --resume goes on from
@@ -154,15 +154,10 @@ def work(rank: int, stage: str, settings: Any, resume: bool, quiet: bool, meetin
         }
         if stage == "decomposer":
             held_out = TrackBank(Bank.load(settings.held_out))
+            measure_track_light(best, finder, settings.events, held_out, 4, 1)
             info["metrics"] = {
-                name: calibrate(
-                    best, finder, dataclasses.replace(settings.events, conf2=conf2, superfgd=superfgd), held_out, 8, 1
-                )
-                for name, conf2, superfgd in (
-                    ("conf1 ideal", 0.0, 0.0),
-                    ("conf2 ideal", 1.0, 0.0),
-                    ("training mixture", settings.events.conf2, settings.events.superfgd),
-                )
+                preset: calibrate(best, finder, dataclasses.replace(settings.events, conf2=conf2), held_out, 10, 1)
+                for preset, conf2 in (("conf1", 0.0), ("conf2", 1.0))
             }
         checkpoint.save(folder / f"{stage}.safetensors", best, **info)
     dist.barrier()

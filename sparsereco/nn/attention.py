@@ -39,6 +39,10 @@ class Ragged:
         return padded[self.event, self.slot]
 
 
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of tokens, each (B, heads, L, width / heads)."""
+
+
 class FeedForward(nn.Sequential):
     """Pre-normalised two-layer perceptron of a transformer block."""
 
@@ -81,19 +85,30 @@ class DecoderBlock(nn.Module):
         self.cross_out = nn.Linear(width, width)
         self.feed = FeedForward(width)
 
-    def remember(self, memory: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor]:
-        """Keys and values of the (T, width) tokens, each (B, heads, L, width / heads); once for all steps."""
+    def remember(self, memory: Tensor, ragged: Ragged) -> KeyValue:
+        """Keys and values of the (T, width) tokens, once for all steps."""
         padded = ragged.pad(self.key_value(memory))
         key, value = padded.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
 
-    def forward(self, x: Tensor, remembered: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """(B, S, width) steps to the same; mask (B, L) of the remembered tokens."""
+    def forward(
+        self, x: Tensor, remembered: KeyValue, mask: Tensor, before: KeyValue | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """(B, S, width) steps to the same, and their keys and values, those before them included.
+
+        Args:
+            x: all steps, or with ``before`` the one step after those.
+            remembered: of the tokens; mask: (B, L) which of them there are.
+            before: what the call for the steps before returned.
+        """
         qkv = self.qkv(self.norm(x))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        if before is not None:
+            assert x.shape[1] == 1
+            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=before is None)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         q = self.query(self.cross_norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mixed = scaled_dot_product_attention(q, *remembered, attn_mask=mask[:, None, None, :])
         x = x + self.cross_out(mixed.transpose(1, 2).flatten(2))
-        return x + self.feed(x)
+        return x + self.feed(x), (k, v)

@@ -53,6 +53,8 @@ class TrackSettings:
 class DecomposerSettings:
     """How the crop is taken apart into hadrons."""
 
+    light_nuclei: bool = False
+    """Whether hadrons may be deuterons and tritons; if not, all are taken for protons."""
     max_hadrons: int = 6
     """At most this many hadrons per vertex (1 to 6, what the network was made for)."""
 
@@ -75,8 +77,9 @@ class VertexConfig:
     """How the crop is taken apart into hadrons."""
     batch_size: int = 256
     """Events per forward pass; changes speed and memory, not results."""
-    light_scale: float = 1.0
-    """Measured light yield divided by the nominal one; signals are divided by it."""
+    light_scale: float | None = None
+    """Light yield divided by the nominal one; signals are divided by it. null: `tools/reco.py` measures it on the
+    leaving tracks of the first events, `VertexChain` by itself takes the nominal one."""
     finder_weights: str | None = None
     """Checkpoint of the finder (.safetensors); null: the shipped one."""
     decomposer_weights: str | None = None
@@ -85,5 +88,5 @@ class VertexConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if not 0 < self.light_scale < float("inf"):
-            raise ValueError(f"light_scale must be positive and finite, got {self.light_scale}")
+        if self.light_scale is not None and not 0 < self.light_scale < float("inf"):
+            raise ValueError(f"light_scale must be positive and finite, or null, got {self.light_scale}")

@@ -50,18 +50,19 @@ class Crops:
         return len(self.centre)
 
 
-def surroundings(hits: Voxels, event: Tensor, centre: Tensor) -> Voxels:
+def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = REACH) -> Voxels:
     """The hits around each crop, as one event per crop.
 
     Args:
         hits: events.
         event: (V,) int64, event of each crop.
         centre: (V, 3) int64, central voxel of each crop.
+        reach: hits up to this many voxels from the centre.
     """
     counts = hits.offsets.diff()[event]
     crop = torch.repeat_interleave(torch.arange(len(centre)), counts)
     row = torch.arange(len(crop)) + (hits.offsets[event] - (counts.cumsum(0) - counts))[crop]
-    near = distance(hits.coords[row], centre[crop]) <= REACH
+    near = distance(hits.coords[row], centre[crop]) <= reach
     row, crop = row[near], crop[near]
     counts = torch.bincount(crop, minlength=len(centre))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -9,7 +9,6 @@ predicted one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
-from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
+from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged
 from sparsereco.vertex.crop import HALF, Crops
 from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density, number_probability
 from sparsereco.vertex.features import (
@@ -31,15 +30,16 @@ from sparsereco.vertex.features import (
     turned,
     voxel_features,
 )
-
-SPECIES = (2212, 1000010020, 1000010030)
-"""PDG codes that a hadron can get: p, d, t."""
-
-ENERGY = 20.0
-"""Unit of energy inside the network [MeV]."""
-
-MAX_HADRONS = 6
-"""Steps of the decoder."""
+from sparsereco.vertex.hadrons import (
+    ENERGY,
+    HADRON_FEATURES,
+    MAX_HADRONS,
+    SPECIES,
+    Hadrons,
+    blurred,
+    in_order,
+    name_hadrons,
+)
 
 _MODES = 4
 
@@ -60,7 +60,7 @@ class DecomposerConfig:
     """Features of the finder's embedding of a voxel."""
 
 
-Remembered = tuple[list[tuple[Tensor, Tensor]], Tensor]
+Remembered = tuple[list[KeyValue], Tensor]
 """What `Decomposer.decode` needs of a crop at every step."""
 
 
@@ -72,24 +72,14 @@ class Encoded:
     ragged: Ragged
     is_voxel: Tensor  # (T,) bool
     vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
-    vertex_scale: Tensor  # (V, 3) Laplace scale [voxels]
+    vertex_scale: Tensor  # (V, 3) Laplace scale along the axes of `frame` [voxels]
     first_vertex: Tensor  # (V, 3) the estimate after the first blocks
     first_scale: Tensor  # (V, 3)
     total: Tensor  # (V,) kinetic energy of all hadrons together [units of ENERGY]
     total_scale: Tensor  # (V,) Laplace scale [units of ENERGY]
     number: Tensor  # (V, MAX_HADRONS + 1) logits of the number of hadrons
     turn: Tensor  # (V, 3, 3) from the detector's frame to the turned one
-
-
-@dataclass(frozen=True)
-class Hadrons:
-    """True hadrons, padded; in the detector's frame."""
-
-    ke: Tensor  # (V, S) [MeV]
-    direction: Tensor  # (V, S, 3)
-    species: Tensor  # (V, S) int64, index in SPECIES
-    count: Tensor  # (V,) int64
-    share: Tensor  # (N, S) share of each hadron in the light of each voxel of the crops
+    frame: Tensor  # (V, 3, 3) from the turned frame to that of the longest leaving track
 
 
 @dataclass(frozen=True)
@@ -115,6 +105,7 @@ class Decomposer(nn.Module):
     vertex_calibration: Tensor
     ke_calibration: Tensor
     dir_calibration: Tensor
+    track_light: Tensor
 
     def __init__(self, settings: DecomposerConfig) -> None:
         super().__init__()
@@ -126,6 +117,7 @@ class Decomposer(nn.Module):
         )
         self.track = nn.Sequential(nn.Linear(TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.summary = nn.Parameter(0.02 * torch.randn(width))
+        self.prior = nn.Embedding(2, width)
         self.first = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.first_blocks))
         self.first_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6))
         self.relative = nn.Sequential(nn.Linear(RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
@@ -133,7 +125,7 @@ class Decomposer(nn.Module):
         self.vertex_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS + 1, width))
-        self.hadron = nn.Sequential(nn.Linear(4 + len(SPECIES), width), nn.GELU(), nn.Linear(width, width))
+        self.hadron = nn.Sequential(nn.Linear(HADRON_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.decoder = nn.ModuleList(DecoderBlock(width, heads) for _ in range(settings.decoder_blocks))
         self.step_head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES) + 1)
@@ -143,19 +135,29 @@ class Decomposer(nn.Module):
         self.number_head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, MAX_HADRONS + 1)
         )
-        # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events.
-        self.register_buffer("vertex_calibration", torch.ones(()))
-        self.register_buffer("ke_calibration", torch.ones(()))
-        self.register_buffer("dir_calibration", torch.ones(()))
+        # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events; the first holds
+        # where all hadrons are protons, the second where there may be light nuclei.
+        self.register_buffer("vertex_calibration", torch.ones(2))
+        self.register_buffer("ke_calibration", torch.ones(2))
+        self.register_buffer("dir_calibration", torch.ones(2))
+        # Light per length of a leaving track, median over the events of the training at the nominal light yield
+        # [p.e. per voxel].
+        self.register_buffer("track_light", torch.tensor(160.0))
 
-    def encode(self, crops: Crops) -> Encoded:
-        """Encodes crops; every crop has at least its summary token, so an empty one is valid."""
+    def encode(self, crops: Crops, light_nuclei: Tensor) -> Encoded:
+        """Encodes crops; every crop has at least its summary token, so an empty one is valid.
+
+        Args:
+            crops: what to take apart.
+            light_nuclei: (V,) bool, whether a hadron may be a deuteron or a triton; where not, all are protons. The
+                light alone hardly tells them apart, so what the user knows beforehand counts.
+        """
         turn, line = leading_line(crops)
         place = turned(crops.place.float(), turn[crops.crop])
         axes = self.axes(place.long() + HALF + (2 * HALF + 1) * torch.arange(3)).sum(1)
         voxels = axes + self.voxel(torch.cat([voxel_features(crops, place, line), crops.context], 1))
         tracks = self.track(track_features(crops.tracks, turn))
-        summary = self.summary.expand(len(crops), -1)
+        summary = self.summary + self.prior(light_nuclei.long())
         owner = torch.cat([torch.arange(len(crops)), crops.tracks.crop, crops.crop])
         order = torch.argsort(owner, stable=True)
         ragged = Ragged.of(torch.bincount(owner, minlength=len(crops)))
@@ -173,7 +175,10 @@ class Decomposer(nn.Module):
         vertex, scale = _vertex(self.vertex_head(x[is_summary]), first.detach())
         total, number = self.total_head(x[is_summary]), self.number_head(x[is_summary])
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
-        return Encoded(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, number.float(), turn)
+        return Encoded(
+            *(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, number.float()),
+            *(turn, line.frame),
+        )
 
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
@@ -181,23 +186,33 @@ class Decomposer(nn.Module):
         blocks = [block.remember(encoded.memory, encoded.ragged) for block in decoder]
         return blocks, encoded.ragged.pad(self.share_key(encoded.memory))
 
-    def decode(self, encoded: Encoded, named: Tensor, remembered: Remembered) -> Steps:
-        """Densities of the next hadron after each prefix.
+    def decode(
+        self, encoded: Encoded, named: Tensor, remembered: Remembered, before: list[KeyValue] | None = None
+    ) -> tuple[Steps, list[KeyValue]]:
+        """Densities of the next hadron after each prefix, and what a call for the step after them needs.
 
         Args:
             encoded: the crops; remembered: of the same, from `remember`.
-            named: (V, S, 4 + len(SPECIES)) the hadrons before, from `_name`; the density of step s depends on the
-                first s.
+            named: (V, S, HADRON_FEATURES) the hadrons before, from `name_hadrons`; the density of step s depends on the
+                first s. With ``before``, only the last of them.
+            before: what the call for the steps before returned.
         """
-        first = (self.start + encoded.memory[encoded.ragged.slot == 0])[:, None]
-        x = torch.cat([first, self.hadron(named)], 1) + self.place[: named.shape[1] + 1]
         blocks, keys = remembered
-        for block, kept in zip(self.decoder, blocks, strict=True):
-            x = block(x, kept, encoded.ragged.mask)
+        x, first = self.hadron(named), 0
+        if before is None:
+            x = torch.cat([(self.start + encoded.memory[encoded.ragged.slot == 0])[:, None], x], 1)
+        else:
+            first = before[0][0].shape[2]
+        x = x + self.place[first : first + x.shape[1]]
+        past: list[KeyValue | None] = [None] * len(blocks) if before is None else [*before]
+        after = []
+        for block, kept, own in zip(self.decoder, blocks, past, strict=True):
+            x, key_value = block(x, kept, encoded.ragged.mask, own)
+            after.append(key_value)
         share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
         out = self.step_head(x).float()
         modes, rest = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
-        return Steps(
+        steps = Steps(
             weight=modes[..., 0].log_softmax(-1),
             direction=normalize(modes[..., 1:4], dim=-1),
             kappa=softplus(modes[..., 4] + 1) + 0.05,
@@ -207,21 +222,25 @@ class Decomposer(nn.Module):
             more=rest[..., len(SPECIES)],
             share=share.float(),
         )
+        return steps, after
 
-    def loss(self, crops: Crops, vertex: Tensor, hadrons: Hadrons, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        self, crops: Crops, light_nuclei: Tensor, vertex: Tensor, hadrons: Hadrons, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Negative log-likelihoods of the truth.
 
         Args:
+            crops, light_nuclei: as in `encode`.
             vertex: (V, 3) true vertex relative to the centre of the crop [voxels].
             hadrons: true hadrons in any order.
             generator: of the noise on order and prefix, which prepares the decoder for its own errors.
         """
-        encoded = self.encode(crops)
+        encoded = self.encode(crops, light_nuclei)
         where = turned(vertex, encoded.turn)
-        hadrons = _in_order(hadrons, crops.crop, generator)
+        hadrons = in_order(hadrons, crops.crop, generator)
         direction = torch.einsum("vij,vsj->vsi", encoded.turn, hadrons.direction)
-        named = _name(*_blurred(direction, hadrons.ke, generator), hadrons.species)
-        steps = self.decode(encoded, named, self.remember(encoded))
+        named = name_hadrons(*blurred(direction, hadrons.ke, generator), hadrons.species)
+        steps, _ = self.decode(encoded, named, self.remember(encoded))
 
         exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]  # (V, S)
         asked = torch.arange(MAX_HADRONS + 1) <= hadrons.count[:, None]  # (V, S + 1): the step after the last says stop
@@ -230,10 +249,13 @@ class Decomposer(nn.Module):
         )
         kinematics = -log_density(steps, direction, hadrons.ke / ENERGY)[exists]
         species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
+        off, first_off = (
+            turned(where - estimate, encoded.frame) for estimate in (encoded.vertex, encoded.first_vertex)
+        )
         n = max(len(crops), 1)
         return {
-            "vertex": 2 * laplace(where, encoded.vertex, encoded.vertex_scale).sum() / n,
-            "first": 0.6 * laplace(where, encoded.first_vertex, encoded.first_scale).sum() / n,
+            "vertex": 2 * laplace(off, 0.0, encoded.vertex_scale).sum() / n,
+            "first": 0.6 * laplace(first_off, 0.0, encoded.first_scale).sum() / n,
             "total": laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
             "number": cross_entropy(encoded.number, hadrons.count, reduction="sum") / n,
             "more": more[asked].sum() / n,
@@ -243,18 +265,23 @@ class Decomposer(nn.Module):
         }
 
     @torch.inference_mode()
-    def forward(self, crops: Crops, max_hadrons: int = MAX_HADRONS) -> Decomposition:
+    def forward(self, crops: Crops, light_nuclei: bool, max_hadrons: int = MAX_HADRONS) -> Decomposition:
         """Takes crops apart: at each step the likeliest mode, and as many hadrons as is likeliest in all.
 
         Stopping at the first step that is less likely than not would often miss the likeliest number.
+
+        Args:
+            crops: what to take apart.
+            light_nuclei: whether a hadron may be a deuteron or a triton; if not, all are protons.
+            max_hadrons: the most that are named in a crop.
         """
-        encoded = self.encode(crops)
-        n = len(crops)
-        named = torch.zeros(n, 0, 4 + len(SPECIES))
-        remembered = self.remember(encoded)
+        n, prior = len(crops), int(light_nuclei)
+        encoded = self.encode(crops, torch.full((n,), light_nuclei))
+        named = torch.zeros(n, 0, HADRON_FEATURES)
+        remembered, before = self.remember(encoded), None
         found = []
         for _ in range(max_hadrons):
-            steps = self.decode(encoded, named, remembered)
+            steps, before = self.decode(encoded, named, remembered, before)
             mode = steps.weight[:, -1].argmax(-1)
             direction, kappa, ke = (
                 value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke)
@@ -263,7 +290,7 @@ class Decomposer(nn.Module):
             scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
             share = encoded.ragged.pack(steps.share[:, -1])[encoded.is_voxel].sigmoid()
             found.append((species, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
-            named = torch.cat([named, _name(direction, ke * ENERGY, species)[:, None]], 1)
+            named = name_hadrons(direction, ke * ENERGY, species)[:, None]
         species, more, ke, scale, direction, kappa, share = (
             torch.stack(parts, 1) for parts in zip(*found, strict=True)
         )
@@ -276,15 +303,15 @@ class Decomposer(nn.Module):
         share = share * going[crops.crop]
         return Decomposition(
             vertex=turned(encoded.vertex, back),
-            vertex_err=self.vertex_calibration * LAPLACE_68 * turned(encoded.vertex_scale, back.abs()),
+            vertex_err=self.vertex_calibration[prior] * LAPLACE_68 * _along_axes(encoded),
             crop=crop,
             step=step,
             species=species[going],
             score=score[going],
             ke=ke[going] * ENERGY,
-            ke_err=self.ke_calibration * scale[going] * ENERGY,
+            ke_err=self.ke_calibration[prior] * scale[going] * ENERGY,
             direction=turned(direction[going], back[crop]),
-            dir_err=self.dir_calibration / kappa[going].sqrt(),
+            dir_err=self.dir_calibration[prior] / kappa[going].sqrt(),
             share=share / share.sum(1, keepdim=True).clamp(min=1.0),
         )
 
@@ -295,19 +322,10 @@ def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return start + out[:, :3], softplus(out[:, 3:] - 1) + 0.005
 
 
-def _name(direction: Tensor, ke: Tensor, species: Tensor) -> Tensor:
-    """(..., 4 + len(SPECIES)) what the decoder is told about a named hadron; ke in MeV."""
-    return torch.cat([direction, ke[..., None] / ENERGY, nn.functional.one_hot(species, len(SPECIES)).float()], -1)
-
-
-def _in_order(hadrons: Hadrons, crop: Tensor, generator: torch.Generator) -> Hadrons:
-    """Hadrons in descending energy, where energies within some 2 MeV of each other may change places."""
-    blurred = hadrons.ke + 1.5 * torch.randn(hadrons.ke.shape, generator=generator)
-    blurred = blurred.masked_fill(torch.arange(MAX_HADRONS) >= hadrons.count[:, None], -math.inf)
-    order = blurred.argsort(dim=1, descending=True, stable=True)
-    ke, species = hadrons.ke.gather(1, order), hadrons.species.gather(1, order)
-    direction = hadrons.direction.gather(1, order[:, :, None].expand(-1, -1, 3))
-    return Hadrons(ke, direction, species, hadrons.count, hadrons.share.gather(1, order[crop]))
+def _along_axes(encoded: Encoded) -> Tensor:
+    """(V, 3) scale of the vertex along the axes of the detector [voxels], from those along and across the track."""
+    axes = torch.bmm(encoded.frame, encoded.turn)  # a row for each axis of the track's frame
+    return (axes.square() * encoded.vertex_scale.square()[:, :, None]).sum(1).sqrt()
 
 
 def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> Tensor:
@@ -319,14 +337,6 @@ def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> T
     excess = encoded.total - (ke * going).sum(1)
     share = variance / variance.sum(1, keepdim=True).clamp(min=1e-9)
     return (ke + share * excess[:, None]).clamp(min=0)
-
-
-def _blurred(direction: Tensor, ke: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The prefix as the decoder would have named it itself: short tracks point badly."""
-    size = 1.5 * torch.rand(*ke.shape, generator=generator)
-    angle = size * (0.08 + 0.5 * torch.exp(-ke / 12))
-    turned = normalize(direction + angle[..., None] * torch.randn(direction.shape, generator=generator), dim=-1)
-    return turned, (ke + 1.5 * size * torch.randn(ke.shape, generator=generator)).clamp(min=0)
 
 
 def _share_loss(steps: Steps, encoded: Encoded, crops: Crops, hadrons: Hadrons, exists: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Steps:
     share: Tensor  # (V, S, L) logit that the light of a token comes from this hadron
 
 
-def laplace(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+def laplace(x: Tensor, centre: Tensor | float, scale: Tensor) -> Tensor:
     """Negative log density of a Laplace distribution."""
     return (x - centre).abs() / scale + (2 * scale).log()
 

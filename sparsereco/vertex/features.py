@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sparsereco.vertex.crop import HALF, Crops, Tracks
-from sparsereco.vertex.lines import path_in_voxel
+from sparsereco.vertex.lines import crossing
 from sparsereco.voxels import rank_in_group
 
-VOXEL_FEATURES, RELATIVE_FEATURES, TRACK_FEATURES = 17, 15, 13
+VOXEL_FEATURES, RELATIVE_FEATURES, TRACK_FEATURES = 20, 15, 13
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ class Line:
     def nearest(self) -> Tensor:
         """(V, 3) the point of the line nearest to the centre of the crop: a first guess at the vertex."""
         return (self.point - _dot(self.point, self.direction) * self.direction).clamp(-1.5, 1.5)
+
+    @property
+    def frame(self) -> Tensor:
+        """(V, 3, 3) unit vectors along the line and across it, one a row; the axes of the grid where there is none.
+
+        The light tells where a line is far better than where on the line it begins: errors belong in this frame.
+        """
+        along, z = self.direction, torch.tensor([0.0, 0.0, 1.0])
+        across = normalize(torch.linalg.cross(z.expand_as(along), along), dim=1)
+        frame = torch.stack([along, across, torch.linalg.cross(along, across)], 1)
+        return torch.where(along.any(1)[:, None, None], frame, torch.eye(3))
 
 
 def leading_line(crops: Crops) -> tuple[Tensor, Line]:
@@ -69,12 +81,17 @@ def voxel_features(crops: Crops, place: Tensor, line: Line) -> Tensor:
     light = crops.signal[:, None]
     along = _dot(place - point, direction)
     aside = place - point - along * direction
-    chord = path_in_voxel(place, point, direction)[:, None]
+    # Where on the line its voxel is entered and left, and where a track would begin that made all of the voxel's light.
+    foot = point - _dot(point, direction) * direction
+    enter, leave = (x[:, None] for x in crossing(place, foot, direction))
+    chord = (leave - enter).clamp(min=0)
     expected = chord * line.light[crops.crop, None]
+    begin = leave - light / line.light[crops.crop, None].clamp(min=30)
+    on_line = torch.cat([enter, leave, begin], 1).clamp(-5, 5) / 3 * (chord > 0)
     off_line = aside.norm(dim=1, keepdim=True)
     excess = (light + 20).log() - (expected + 20).log()
     return torch.cat([place / HALF, *_light(light), along / 5, aside.clamp(-4, 4) / 2, off_line.clamp(max=4) / 2,
-                      chord, *_light(expected), (light - expected) / 300, excess], 1)  # fmt: skip
+                      chord, *_light(expected), (light - expected) / 300, excess, on_line], 1)  # fmt: skip
 
 
 def relative_features(crops: Crops, place: Tensor, vertex: Tensor, scale: Tensor, line: Line) -> Tensor:
@@ -83,7 +100,8 @@ def relative_features(crops: Crops, place: Tensor, vertex: Tensor, scale: Tensor
     arm = place - vertex
     distance = arm.norm(dim=1, keepdim=True)
     unit = arm / distance.clamp(min=0.1)
-    chord = path_in_voxel(place, vertex, direction, start=0.0)[:, None]
+    enter, leave = crossing(place, vertex, direction)
+    chord = (leave - enter.clamp(min=0)).clamp(min=0)[:, None]
     light = crops.signal[:, None]
     rest = light - chord * line.light[crops.crop, None]
     return torch.cat([arm / 2, unit, distance / 3, 1 / (0.3 + distance), _dot(unit, direction), chord, rest / 300,

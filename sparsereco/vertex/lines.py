@@ -27,21 +27,21 @@ _VARIANCE = 0.015, 0.08
 """Variance of the light of a voxel, in units of the light per length: constant, and per path length (straggling)."""
 
 
-def path_in_voxel(centre: Tensor, point: Tensor, direction: Tensor, start: float = float("-inf")) -> Tensor:
-    """Path of lines in unit voxels, by the slab method.
+def crossing(centre: Tensor, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Where lines enter and leave unit voxels, by the slab method.
 
     Args:
         centre: (N, 3) centres of the voxels [voxels].
         point: (N, 3) a point of each line; direction: (N, 3) unit vectors, or zeros for no line.
-        start: only what lies beyond this distance from ``point`` along the line counts [voxels].
 
     Returns:
-        (N,) path lengths, 0 for a line that misses its voxel [voxels].
+        (N,) places on the line, from ``point`` along ``direction`` [voxels]. A line that misses its voxel leaves it
+        before it enters it; where there is no line, both are 0.
     """
     slope = torch.where(direction.abs() < 1e-4, 1e-4, direction)
     a, b = (centre - 0.5 - point) / slope, (centre + 0.5 - point) / slope
-    enter = torch.minimum(a, b).amax(1).clamp(min=start)
-    return (torch.maximum(a, b).amin(1) - enter).clamp(min=0) * direction.any(1)
+    there = direction.any(1)
+    return torch.minimum(a, b).amax(1) * there, torch.maximum(a, b).amin(1) * there
 
 
 def fit_lines(
@@ -123,7 +123,8 @@ def _by_path_length(hits: _Hits, point: Tensor, direction: Tensor, light: Tensor
 
     def path(moved: Tensor) -> Tensor:
         where, along = line(moved)
-        return path_in_voxel(hits.place, where[hits.line], along[hits.line])
+        enter, leave = crossing(hits.place, where[hits.line], along[hits.line])
+        return (leave - enter).clamp(min=0)
 
     steps = torch.tensor([0.03, 0.03, 0.006, 0.006])  # of the numerical derivative, small against a voxel
     damping = torch.tensor([0.3, 0.3, 0.05, 0.05]).pow(-2).diag()

@@ -10,13 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sparsereco.vertex.crop import HALF, REACH, Tracks, distance
 from sparsereco.vertex.lines import fit_lines
-from sparsereco.voxels import Voxels, rank_in_group
+from sparsereco.voxels import Voxels, connected_pieces, rank_in_group
 
 
 def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks: int = 4) -> Tracks:
@@ -32,7 +30,7 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
     keep = (beyond > HALF) & (around.signal >= min_pe) & (around.signal > 0)
     shell, beyond = around.select(keep), beyond[keep].long()
     place = shell.coords.float() - centre[shell.event].float()  # (N, 3)
-    piece, n_pieces = _connect(shell)
+    piece, n_pieces = connected_pieces(shell)
     touches = torch.full((n_pieces,), REACH + 1).scatter_reduce_(0, piece, beyond, "amin") == HALF + 1
 
     keep = touches[piece]
@@ -49,24 +47,6 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
         return found
     point, direction, light = fit_lines(around, centre, found.crop, found.point, found.direction, found.light, min_pe)
     return replace(found, point=_leaving_point(point, direction), direction=direction, light=light)
-
-
-def _connect(voxels: Voxels) -> tuple[Tensor, int]:
-    """Connected pieces over the 26 neighbours; (N,) piece of each voxel, and how many there are."""
-    n = len(voxels.coords)
-    coords = voxels.coords.long() + 1  # a guard row on each side, so that a step never wraps into the next line
-    sizes = [size + 2 for size in voxels.grid]
-    key = ((voxels.event * sizes[0] + coords[:, 0]) * sizes[1] + coords[:, 1]) * sizes[2] + coords[:, 2]
-    steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) > (0, 0, 0)]
-    offsets = torch.tensor([(x * sizes[1] + y) * sizes[2] + z for x, y, z in steps])
-    wanted = key + offsets[:, None]  # (13, N)
-    found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
-    near = key[found] == wanted
-    a, b = near.nonzero()[:, 1].cpu().numpy(), found[near].cpu().numpy()
-    n_pieces, piece = (
-        connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
-    )
-    return torch.as_tensor(piece, dtype=torch.int64, device=key.device), n_pieces
 
 
 def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> Tracks:

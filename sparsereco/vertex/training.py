@@ -16,8 +16,9 @@ from sparsereco.sim.response import quenched
 from sparsereco.sim.sample import Sample, concatenate, draw_sample
 from sparsereco.vertex.config import FinderSettings
 from sparsereco.vertex.crop import HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings
-from sparsereco.vertex.decomposer import MAX_HADRONS, SPECIES, Decomposer, Hadrons
+from sparsereco.vertex.decomposer import Decomposer
 from sparsereco.vertex.finder import Finder, embed, find_vertices, finder_loss
+from sparsereco.vertex.hadrons import MAX_HADRONS, SPECIES, Hadrons
 from sparsereco.vertex.tracks import find_tracks
 
 
@@ -33,8 +34,8 @@ class EventStream:
     """Share of batches with the superfgd response; the others are ideal."""
     light_spread: float = 0.04
     """Relative spread of the light yield from event to event."""
-    crosstalk_loss: tuple[float, float] = (1.0, 1.22)
-    """Range of a further factor where there is crosstalk: light yields are quoted before or after that loss."""
+    crosstalk_loss: tuple[float, ...] = (1.0, 1.22)
+    """One of these is a further factor where there is crosstalk: light yields are quoted before or after that loss."""
     detector: Detector = field(default_factory=Detector)
 
 
@@ -48,21 +49,27 @@ def draw_batch(
     generator: torch.Generator,
     reach: float = float("inf"),
     pile_up: float = 0.0,
-) -> Sample:
-    """Composes ``n`` events of both responses; ``reach`` and ``pile_up`` as in `draw_sample`."""
-    parts = []
+) -> tuple[Sample, Tensor]:
+    """Composes ``n`` events of both responses; ``reach`` and ``pile_up`` as in `draw_sample`.
+
+    Returns:
+        The events, and (n,) bool, whether there may be light nuclei in each.
+    """
+    parts, light_nuclei = [], []
     realistic = round(stream.superfgd * n)
     for count, response in ((n - realistic, stream.detector.response), (realistic, SUPERFGD)):
         if count:
             light = 1 + stream.light_spread * torch.randn(count, generator=generator)
             if response.crosstalk > 0:
-                low, high = stream.crosstalk_loss
-                light = light * (low + (high - low) * torch.rand(count, generator=generator))
-            preset = PRESETS["conf2" if torch.rand((), generator=generator) < stream.conf2 else "conf1"]
+                factors = torch.tensor(stream.crosstalk_loss)
+                light = light * factors[torch.randint(len(factors), (count,), generator=generator)]
+            conf2 = bool(torch.rand((), generator=generator) < stream.conf2)
+            preset = PRESETS["conf2" if conf2 else "conf1"]
+            light_nuclei.append(torch.full((count,), conf2))
             detector = replace(stream.detector, response=response)
             scale = light.clamp(min=0.5)
             parts.append(draw_sample(bank, preset, detector, count, generator, scale, reach, pile_up))
-    return concatenate(parts)
+    return concatenate(parts), torch.cat(light_nuclei)
 
 
 def _in_voxels(position: Tensor, detector: Detector) -> Tensor:
@@ -73,7 +80,7 @@ def finder_step(
     model: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Losses of the finder on a fresh batch."""
-    batch = draw_batch(stream, bank, n, generator, pile_up=0.06)
+    batch, _ = draw_batch(stream, bank, n, generator, pile_up=0.06)
     visible, _ = model.visible(batch.hits)
     logit, offset, _ = model(visible)
     return finder_loss(logit, offset, visible, _in_voxels(batch.vertex, stream.detector), batch.event)
@@ -81,9 +88,12 @@ def finder_step(
 
 def decomposer_batch(
     finder: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
-) -> tuple[Crops, Tensor, Hadrons]:
-    """Crops as the chain cuts them, with reconstructed tracks and the finder's embedding; true vertices and hadrons."""
-    batch = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
+) -> tuple[Crops, Tensor, Tensor, Hadrons]:
+    """Crops as the chain cuts them, with reconstructed tracks and the finder's embedding.
+
+    Also whether there may be light nuclei in each, the true vertices and hadrons.
+    """
+    batch, light_nuclei = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
     centre = torch.floor(_guess(finder, batch, vertex, stream.detector, generator)).long()
     around = surroundings(batch.hits, torch.arange(n), centre)
@@ -91,7 +101,7 @@ def decomposer_batch(
     forget = torch.rand(n, generator=generator) < 0.1
     context = context * ~forget[around.event, None]
     crops = cut_crops(around, context, centre, find_tracks(around, centre), MAX_VOXELS)
-    return crops, vertex - centre - 0.5, _true_hadrons(batch, crops, stream.detector)
+    return crops, light_nuclei, vertex - centre - 0.5, _true_hadrons(batch, crops, stream.detector)
 
 
 def _guess(finder: Finder, batch: Sample, vertex: Tensor, detector: Detector, generator: torch.Generator) -> Tensor:
@@ -144,8 +154,7 @@ def decomposer_step(
     model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, n: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Losses of the decomposer on a fresh batch."""
-    crops, vertex, hadrons = decomposer_batch(finder, stream, bank, n, generator)
-    return model.loss(crops, vertex, hadrons, generator)
+    return model.loss(*decomposer_batch(finder, stream, bank, n, generator), generator)
 
 
 def calibrate(
@@ -154,9 +163,9 @@ def calibrate(
     """Scales the model's predicted errors so that 68 % intervals hold 68 % of held-out events, and measures it there.
 
     Args:
-        model: its calibration buffers are set.
+        model: its calibration buffers are set, for the prior that the events have.
         finder: gives the embedding.
-        stream: what to calibrate on; its bank should hold tracks that were not trained on.
+        stream: what to calibrate on, of one preset; its bank should hold tracks that were not trained on.
         bank: the tracks of ``stream.bank``.
         batches: of 500 events.
         seed: of the events.
@@ -165,14 +174,16 @@ def calibrate(
         Medians and 68 % quantiles: ``vertex`` [mm], ``ke`` [MeV], ``angle`` [deg] above 20 MeV, and ``count``, the
         share of events with the right number of hadrons.
     """
+    assert stream.conf2 in (0, 1)
+    prior = int(stream.conf2)
     for buffer in (model.vertex_calibration, model.ke_calibration, model.dir_calibration):
-        buffer.fill_(1.0)
+        buffer[prior] = 1
     pitch = stream.detector.pitch
     vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right = ([] for _ in range(8))
     for k in range(batches):
         generator = torch.Generator().manual_seed(seed + k)
-        crops, true_vertex, hadrons = decomposer_batch(finder, stream, bank, 500, generator)
-        found = model(crops)
+        crops, _, true_vertex, hadrons = decomposer_batch(finder, stream, bank, 500, generator)
+        found = model(crops, bool(prior))
         residual = found.vertex - true_vertex
         vertex.append(residual.norm(dim=1) * pitch)
         vertex_pull.append((residual / found.vertex_err).abs().flatten())
@@ -186,15 +197,26 @@ def calibrate(
             energy.append(hadrons.ke[crop, slot])
     joined = [torch.cat(part) for part in (vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right)]
     vertex_, vertex_pull_, ke_, ke_pull_, angle_, angle_pull_, energy_, right_ = joined
-    model.vertex_calibration.fill_(float(vertex_pull_.quantile(0.6827)))
-    model.ke_calibration.fill_(float(ke_pull_.quantile(0.6827)))
-    model.dir_calibration.fill_(float(angle_pull_.quantile(0.6827)) / RAYLEIGH_68)
+    model.vertex_calibration[prior] = vertex_pull_.quantile(0.6827)
+    model.ke_calibration[prior] = ke_pull_.quantile(0.6827)
+    model.dir_calibration[prior] = angle_pull_.quantile(0.6827) / RAYLEIGH_68
     return {
         "vertex": float(vertex_.median()),
         "ke": float(ke_.quantile(0.6827)),
         "angle": float(torch.rad2deg(angle_[energy_ > 20].median())),
         "count": float(right_.mean()),
     }
+
+
+def measure_track_light(
+    model: Decomposer, finder: Finder, stream: EventStream, bank: TrackBank, batches: int, seed: int
+) -> None:
+    """Sets what tracks of the stream's detector leave per length, on ``batches`` of 500 events; see `vertex.light`."""
+    nominal = replace(stream, superfgd=0.0, light_spread=0.0)
+    crops = [
+        decomposer_batch(finder, nominal, bank, 500, torch.Generator().manual_seed(seed + k))[0] for k in range(batches)
+    ]
+    model.track_light.copy_(torch.cat([crop.tracks.light for crop in crops]).median())
 
 
 RAYLEIGH_68 = 1.5151
