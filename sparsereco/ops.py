@@ -119,9 +119,9 @@ def image_match(
     With a threshold, a voxel measured below it, or not at all, contributes -2 log of the probability of staying below:
     of a Poisson count that is at most ceil(threshold) - 1, or of a Gaussian signal.
 
-    The derivatives are computed together with the loss, and the backward pass only scales them: they are those of first
-    order. The result does not depend on the number of threads; on CUDA it is the same in every run under
-    `torch.use_deterministic_algorithms`.
+    The derivatives are computed together with the loss, if an argument requires them, and the backward pass only scales
+    them: they are those of first order. The result does not depend on the number of threads; on CUDA it is the same in
+    every run under `torch.use_deterministic_algorithms`.
 
     Returns:
         loss: (I,), differentiable.
@@ -156,19 +156,15 @@ def image_match(
         crosstalk,
         threshold,
         empty_variance,
+        torch.is_grad_enabled() and (position.requires_grad or charge.requires_grad or background.requires_grad),
     )
     return losses, dropped
 
 
 @torch.library.register_fake("sparsereco::image_match")
-def _(position: Tensor, charge: Tensor, offsets: Tensor, background: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return (
-        torch.empty_like(background, memory_format=torch.contiguous_format),
-        offsets.new_empty(len(background)),
-        torch.empty_like(position, memory_format=torch.contiguous_format),
-        torch.empty_like(charge, memory_format=torch.contiguous_format),
-        torch.empty_like(background, memory_format=torch.contiguous_format),
-    )
+def _(position: Tensor, charge: Tensor, offsets: Tensor, background: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    derivatives = [x.new_empty(x.shape if rest[-1] else (0, *x.shape[1:])) for x in (position, charge, background)]
+    return background.new_empty(background.shape), offsets.new_empty(len(background)), *derivatives
 
 
 @torch.library.register_fake("sparsereco::image_match_backward")
@@ -184,9 +180,18 @@ def _keep_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 def _scale_derivatives(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 15
-    position, charge, background = torch.ops.sparsereco.image_match_backward(grad_loss, *ctx.saved_tensors)
-    return position, charge, None, background, *([None] * 11)
+        return (None,) * 16
+    offsets, *derivatives = ctx.saved_tensors
+    if not _is_one(grad_loss):
+        derivatives = torch.ops.sparsereco.image_match_backward(grad_loss, offsets, *derivatives)
+    position, charge, background = derivatives
+    return position, charge, None, background, *([None] * 12)
+
+
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether the losses were just added up: all share one number then, which costs nothing to look at on a CPU."""
+    shared = type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.stride() == (0,)
+    return shared and bool((grad_loss[:1] == 1).all())
 
 
 torch.library.register_autograd("sparsereco::image_match", _scale_derivatives, setup_context=_keep_derivatives)

@@ -139,7 +139,7 @@ __device__ void splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop&
       continue;
     }
     if (static_cast<int>(threadIdx.x) < kTile)
-      shared.tile()[threadIdx.x] = {at.lit * charge, at.x.above, at.y.above, at.z.above, at.cell};
+      shared.tile()[threadIdx.x] = {charge, at.x.above, at.y.above, at.z.above, at.cell};
     __syncthreads();
     for (int32_t c = threadIdx.x; c < cells; c += kThreads) {
       scalar_t sum = 0;
@@ -166,7 +166,7 @@ __device__ inline void pull_all(const Deposits<scalar_t>& deposits, int64_t i, c
                             {slope[low + up_y], slope[low + up_y + 1]},
                             {slope[high], slope[high + 1]},
                             {slope[high + up_y], slope[high + up_y + 1]}};
-    const Pull<scalar_t> grad = pull(g, at, deposits.charge[j]);
+    const Pull<scalar_t> grad = pull(g, at.x, at.y, at.z, deposits.charge[j]);
     grad_charge[j] = grad.charge;
     grad_position[3 * j] = grad.x;
     grad_position[3 * j + 1] = grad.y;
