@@ -126,8 +126,8 @@ struct Pull {
   scalar_t charge, x, y, z;
 };
 
-// g: derivatives with respect to the eight voxels. Interpolates along z, then y, then x. Where all the light falls outside
-// the image, on a border that is zero, so is what comes out.
+// g: derivatives with respect to the eight voxels. Interpolates along z, then y, then x. Where all the light falls
+// outside the image, on a border that is zero, so is what comes out.
 template <typename scalar_t>
 SPARSERECO_HD Pull<scalar_t> pull(const Eight<scalar_t>& g, const Upper<scalar_t>& x, const Upper<scalar_t>& y,
                                   const Upper<scalar_t>& z, scalar_t charge) {

@@ -1,6 +1,6 @@
-// Where deposits lie and what they feel is computed for many at once, in plain loops that the compiler turns into vector
-// instructions. Between these, light is added up and derivatives are looked up run by run: along a track, successive
-// deposits light the same voxels.
+// Where deposits lie and what they feel is computed for many at once, in plain loops that the compiler turns into
+// vector instructions. Between these, light is added up and derivatives are looked up run by run: along a track,
+// successive deposits light the same voxels.
 
 #include "splat.h"
 
