@@ -41,7 +41,7 @@ cuda: $(if $(NVCC),$(CUDA_READY)) ## Build all against a CUDA build of torch (5 
 ifdef NVCC
 	@CUDA_HOME=$$(realpath "$$(nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#[$$] TOP=//p')") \
 	CPLUS_INCLUDE_PATH=$$(echo $(CURDIR)/$(CUDA_VENV)/lib/python*/site-packages/nvidia/cu[0-9]*/include) \
-	TORCH_CUDA_ARCH_LIST="8.0;9.0" SPARSERECO_CUDA=1 \
+	TORCH_CUDA_ARCH_LIST="8.0;9.0" SPARSERECO_CUDA=1 PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" \
 	  $(CUDA_PYTHON) setup.py -q build_ext --build-temp build/cuda/objects --build-lib build/cuda
 	@$(CUDA_PYTHON) csrc/cuda/check_registered.py build/cuda/sparsereco/_C.abi3.so
 else

@@ -30,6 +30,12 @@ TORCH_LIBRARY(sparsereco, library) {
   library.def(
       "soft_voxelize_backward(Tensor grad_image, Tensor position, Tensor charge, Tensor offsets, float softness) -> "
       "(Tensor, Tensor)");
+  library.def(
+      "soft_voxelize_sparse(Tensor position, Tensor charge, Tensor offsets, int[3] shape, float softness) -> "
+      "(Tensor light, Tensor coords, Tensor image_offsets, Tensor dropped)");
+  library.def(
+      "soft_voxelize_sparse_backward(Tensor grad_light, Tensor coords, Tensor image_offsets, Tensor position, "
+      "Tensor charge, Tensor offsets, int[3] shape, float softness) -> (Tensor, Tensor)");
 }
 
 // `import sparsereco._C` loads this shared object, whose static initialisers register the operators. The module is empty.

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <tuple>
 
@@ -16,6 +17,7 @@ namespace sparsereco {
 
 using Tensors2 = std::tuple<at::Tensor, at::Tensor>;
 using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using Tensors4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 template <typename Device>
@@ -99,6 +101,60 @@ Tensors2 soft_voxelize_backward(const at::Tensor& grad_image, const at::Tensor& 
       const int64_t fault = Device::pull(deposits_of<scalar_t>(given), crop, softness, grad.const_data_ptr<scalar_t>(),
                                          grad_position.mutable_data_ptr<scalar_t>(),
                                          grad_charge.mutable_data_ptr<scalar_t>());
+      raise_fault(fault, given);
+    });
+  }
+  return {grad_position, grad_charge};
+}
+
+// Device::splat_sparse also makes the tensors light, coords and image_offsets: how many voxels are lit, it finds out.
+template <typename Device>
+Tensors4 soft_voxelize_sparse(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
+                              at::IntArrayRef shape, double softness) {
+  const typename Device::Guard guard(position.device());
+  DepositTensors given{"soft_voxelize_sparse", position, charge, offsets};
+  check_deposits(given);
+  check_softness(given.op, softness);
+  const int64_t images = offsets.size(0) - 1;
+  const Crop grid = check_grid(given.op, shape, images);
+  make_contiguous(given);
+  const at::Tensor dropped = at::empty({images}, offsets.options());
+  Tensors3 voxels{at::empty({0}, position.options()), at::empty({0, 3}, position.options().dtype(at::kInt)),
+                  at::zeros({1}, offsets.options())};
+  if (images > 0) {
+    AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_sparse", [&] {
+      voxels = Device::splat_sparse(deposits_of<scalar_t>(given), grid, softness, dropped.mutable_data_ptr<int64_t>(),
+                                    given);
+    });
+  }
+  return std::tuple_cat(std::move(voxels), std::make_tuple(dropped));
+}
+
+template <typename Device>
+Tensors2 soft_voxelize_sparse_backward(const at::Tensor& grad_light, const at::Tensor& coords,
+                                       const at::Tensor& image_offsets, const at::Tensor& position,
+                                       const at::Tensor& charge, const at::Tensor& offsets, at::IntArrayRef shape,
+                                       double softness) {
+  const typename Device::Guard guard(position.device());
+  DepositTensors given{"soft_voxelize_sparse", position, charge, offsets};
+  check_deposits(given);
+  check_softness(given.op, softness);
+  const int64_t images = offsets.size(0) - 1, count = grad_light.numel();
+  const Crop grid = check_grid(given.op, shape, images);
+  check_tensor(given, "grad_light", grad_light, {-1}, "(M,)", position.scalar_type());
+  check_tensor(given, "coords", coords, {count, 3}, "(M, 3)", at::kInt);
+  check_tensor(given, "image_offsets", image_offsets, {images + 1}, "(I + 1,)", at::kLong);
+  TORCH_CHECK_VALUE(image_offsets[0].item<int64_t>() == 0 && image_offsets[images].item<int64_t>() == count &&
+                        image_offsets.diff().ge(0).all().item<bool>(),
+                    given.op, ": image_offsets must rise from 0 to the ", count, " rows of coords");
+  make_contiguous(given);
+  const at::Tensor rows = image_offsets.contiguous(), places = coords.contiguous(), grad = grad_light.contiguous();
+  const at::Tensor grad_position = at::empty_like(given.position), grad_charge = at::empty_like(given.charge);
+  if (position.size(0) > 0) {
+    AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_sparse_backward", [&] {
+      const int64_t fault = Device::pull_sparse(deposits_of<scalar_t>(given), grid, softness, places, rows, grad,
+                                                grad_position.mutable_data_ptr<scalar_t>(),
+                                                grad_charge.mutable_data_ptr<scalar_t>());
       raise_fault(fault, given);
     });
   }

@@ -5,9 +5,11 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <vector>
 
 #include "../image_operators.h"
 #include "images.h"
+#include "sparse_images.h"
 
 namespace sparsereco {
 namespace {
@@ -56,6 +58,46 @@ struct Cpu {
       return pull_images(deposits, crop, softness, grad_image, grad_position, grad_charge, begin, end);
     });
   }
+
+  template <typename scalar_t>
+  static Tensors3 splat_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, int64_t* dropped,
+                               const DepositTensors& given) {
+    std::vector<std::vector<Lit<scalar_t>>> lit(deposits.images);
+    raise_fault(for_images(deposits.images,
+                           [&](int64_t begin, int64_t end) {
+                             return splat_sparse_images(deposits, grid, softness, lit.data(), dropped, begin, end);
+                           }),
+                given);
+    const at::Tensor image_offsets = at::empty({deposits.images + 1}, given.offsets.options());
+    int64_t* starts = image_offsets.mutable_data_ptr<int64_t>();
+    starts[0] = 0;
+    for (int64_t i = 0; i < deposits.images; ++i) starts[i + 1] = starts[i] + static_cast<int64_t>(lit[i].size());
+    const at::Tensor coords = at::empty({starts[deposits.images], 3}, given.position.options().dtype(at::kInt));
+    const at::Tensor light = at::empty({starts[deposits.images]}, given.position.options());
+    int32_t* to = coords.mutable_data_ptr<int32_t>();
+    scalar_t* amount = light.mutable_data_ptr<scalar_t>();
+    for (const std::vector<Lit<scalar_t>>& image : lit) {
+      for (const Lit<scalar_t>& one : image) {
+        *to++ = static_cast<int32_t>(one.voxel / grid.size[2] / grid.size[1]);
+        *to++ = static_cast<int32_t>(one.voxel / grid.size[2] % grid.size[1]);
+        *to++ = static_cast<int32_t>(one.voxel % grid.size[2]);
+        *amount++ = one.light;
+      }
+    }
+    return {light, coords, image_offsets};
+  }
+
+  template <typename scalar_t>
+  static int64_t pull_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness,
+                             const at::Tensor& coords, const at::Tensor& rows, const at::Tensor& grad_light,
+                             scalar_t* grad_position, scalar_t* grad_charge) {
+    const int32_t* places = coords.const_data_ptr<int32_t>();
+    const int64_t* starts = rows.const_data_ptr<int64_t>();
+    const scalar_t* grad = grad_light.const_data_ptr<scalar_t>();
+    return for_images(deposits.images, [&](int64_t begin, int64_t end) {
+      return pull_sparse_images(deposits, grid, softness, places, starts, grad, grad_position, grad_charge, begin, end);
+    });
+  }
 };
 
 Tensors3 image_match_backward(const at::Tensor& grad_loss, const at::Tensor& offsets, const at::Tensor& grad_position,
@@ -94,6 +136,8 @@ TORCH_LIBRARY_IMPL(sparsereco, CPU, library) {
   library.impl("image_match_backward", &image_match_backward);
   library.impl("soft_voxelize", &soft_voxelize<Cpu>);
   library.impl("soft_voxelize_backward", &soft_voxelize_backward<Cpu>);
+  library.impl("soft_voxelize_sparse", &soft_voxelize_sparse<Cpu>);
+  library.impl("soft_voxelize_sparse_backward", &soft_voxelize_sparse_backward<Cpu>);
 }
 
 }  // namespace sparsereco

@@ -4,9 +4,15 @@
 
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/_unique2.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -57,6 +63,58 @@ struct Cuda {
       launch_pull(deposits, crop, softness, grad_image, grad_position, grad_charge, fault, stream);
     });
   }
+
+  template <typename scalar_t>
+  static Tensors3 splat_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, int64_t* dropped,
+                               const DepositTensors& given) {
+    const at::Tensor light = at::empty({deposits.count, 8}, given.position.options());
+    const at::Tensor voxel = at::empty({deposits.count, 8}, given.offsets.options());
+    raise_fault(place(deposits, grid, softness, voxel, light, dropped), given);
+    const at::Tensor lit = voxel.ge(0);
+    const auto [all, owner, counts] = at::_unique2(voxel.masked_select(lit), /*sorted=*/true, /*return_inverse=*/true);
+    const int64_t y = grid.size[1], z = grid.size[2], size = grid.size[0] * y * z;
+    const at::Tensor in_image = all.remainder(size);
+    const at::Tensor coords = at::stack(
+        {in_image.div(y * z, "floor"), in_image.div(z, "floor").remainder(y), in_image.remainder(z)}, 1);
+    const at::Tensor starts = at::arange(deposits.images + 1, given.offsets.options()).mul(size);
+    return {at::zeros({all.size(0)}, light.options()).index_add(0, owner, light.masked_select(lit)),
+            coords.to(at::kInt), at::searchsorted(all, starts)};
+  }
+
+  template <typename scalar_t>
+  static int64_t pull_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness,
+                             const at::Tensor& coords, const at::Tensor& rows, const at::Tensor& grad_light,
+                             scalar_t* grad_position, scalar_t* grad_charge) {
+    const at::Tensor light = at::empty({deposits.count, 8}, grad_light.options());
+    const at::Tensor voxel = at::empty({deposits.count, 8}, rows.options());
+    const at::Tensor dropped = at::empty({deposits.images}, rows.options());
+    const int64_t fault = place(deposits, grid, softness, voxel, light, dropped.mutable_data_ptr<int64_t>());
+    if (fault != kNoFault) return fault;
+    const at::Tensor image = at::repeat_interleave(rows.diff());
+    const at::Tensor at = coords.to(at::kLong);
+    at::Tensor all = image;  // numbers of the lit voxels, ascending
+    for (int axis = 0; axis < 3; ++axis) all = all.mul(grid.size[axis]).add(at.select(1, axis));
+    at::Tensor grad = at::zeros_like(light);  // a voxel that is not listed has no derivative
+    if (all.size(0) > 0) {
+      const at::Tensor row = at::searchsorted(all, voxel).clamp_max(all.size(0) - 1);
+      grad = at::where(all.index_select(0, row.flatten()).view_as(voxel).eq(voxel),
+                       grad_light.index_select(0, row.flatten()).view_as(voxel), grad);
+    }
+    launch_pull_places(deposits, grid, softness, grad.const_data_ptr<scalar_t>(), grad_position, grad_charge,
+                       at::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    return kNoFault;
+  }
+
+ private:
+  template <typename scalar_t>
+  static int64_t place(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, const at::Tensor& voxel,
+                       const at::Tensor& light, int64_t* dropped) {
+    return run([&](int64_t* fault, cudaStream_t stream) {
+      launch_place(deposits, grid, softness, voxel.mutable_data_ptr<int64_t>(), light.mutable_data_ptr<scalar_t>(),
+                   dropped, fault, stream);
+    });
+  }
 };
 
 Tensors3 image_match_backward(const at::Tensor& grad_loss, const at::Tensor& offsets, const at::Tensor& grad_position,
@@ -74,6 +132,8 @@ TORCH_LIBRARY_IMPL(sparsereco, CUDA, library) {
   library.impl("image_match_backward", &image_match_backward);
   library.impl("soft_voxelize", &soft_voxelize<Cuda>);
   library.impl("soft_voxelize_backward", &soft_voxelize_backward<Cuda>);
+  library.impl("soft_voxelize_sparse", &soft_voxelize_sparse<Cuda>);
+  library.impl("soft_voxelize_sparse_backward", &soft_voxelize_sparse_backward<Cuda>);
 }
 
 }  // namespace sparsereco
