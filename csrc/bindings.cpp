@@ -15,11 +15,11 @@ TORCH_LIBRARY(sparsereco, library) {
   library.def(
       "sparse_conv_weight(Tensor input, Tensor grad, Tensor rows, Tensor splits, SymInt volume, bool transposed) -> "
       "Tensor");
-  // The derivatives of each image's loss come with it; the backward pass scales them.
+  // The derivatives of each image's loss come with it if asked for, else they are empty; the backward pass scales them.
   library.def(
       "image_match(Tensor position, Tensor charge, Tensor offsets, Tensor background, Tensor index, Tensor coords, "
       "Tensor signal, Tensor? variance, Tensor measured_offsets, int[3] shape, str loss, float softness, "
-      "float crosstalk, float? threshold, float empty_variance) -> "
+      "float crosstalk, float? threshold, float empty_variance, bool derivatives) -> "
       "(Tensor loss, Tensor dropped, Tensor grad_position, Tensor grad_charge, Tensor grad_background)");
   library.def(
       "image_match_backward(Tensor grad_loss, Tensor offsets, Tensor grad_position, Tensor grad_charge, "
@@ -30,6 +30,12 @@ TORCH_LIBRARY(sparsereco, library) {
   library.def(
       "soft_voxelize_backward(Tensor grad_image, Tensor position, Tensor charge, Tensor offsets, float softness) -> "
       "(Tensor, Tensor)");
+  library.def(
+      "soft_voxelize_sparse(Tensor position, Tensor charge, Tensor offsets, int[3] shape, float softness) -> "
+      "(Tensor light, Tensor coords, Tensor image_offsets, Tensor dropped)");
+  library.def(
+      "soft_voxelize_sparse_backward(Tensor grad_light, Tensor coords, Tensor image_offsets, Tensor position, "
+      "Tensor charge, Tensor offsets, int[3] shape, float softness) -> (Tensor, Tensor)");
 }
 
 // `import sparsereco._C` loads this shared object, whose static initialisers register the operators. The module is empty.

@@ -38,21 +38,27 @@ struct Deposits {
   int64_t count, images;
 };
 
-// The plane between voxels that is nearest to a deposit, along one axis.
+// Share of the upper one of two voxels, and its derivative.
 template <typename scalar_t>
-struct Edge {
-  int32_t plane;          // 0 to size; voxels plane - 1 and plane share the light
-  scalar_t lit;           // 1 where one of them that gets light is inside the image, else 0
-  scalar_t above, slope;  // share of voxel `plane`, and its derivative
+struct Upper {
+  scalar_t above, slope;
+};
+
+// The plane between voxels that is nearest to a deposit, along one axis: voxels plane - 1 and plane share the light.
+template <typename scalar_t>
+struct Edge : Upper<scalar_t> {
+  int32_t plane;  // 0 to size
+  scalar_t lit;   // 1 where one of them that gets light is inside the image, else 0
 };
 
 // A softness too small for the type's range means hard edges all the same.
 template <typename scalar_t>
 struct Softness {
-  scalar_t half_width, sharpness;
+  scalar_t half_width, sharpness, steepness;
   explicit Softness(double softness)
       : half_width(static_cast<scalar_t>(softness)),
-        sharpness(static_cast<scalar_t>(softness > 1e-30 ? 0.5 / softness : 5e29)) {}
+        sharpness(static_cast<scalar_t>(softness > 1e-30 ? 0.5 / softness : 5e29)),
+        steepness(6 * sharpness) {}
 };
 
 // Any position gives a plane of the image, NaN and infinity too. No jumps: loops over deposits are vectorised.
@@ -66,7 +72,8 @@ SPARSERECO_HD Edge<scalar_t> edge(scalar_t position, int32_t voxels, const Softn
   t = t > 0 ? t : scalar_t(0);
   t = t < 1 ? t : scalar_t(1);
   const bool lit = (position > -soft.half_width) & (position < size + soft.half_width);
-  return {plane, lit ? scalar_t(1) : scalar_t(0), t * t * (3 - 2 * t), 6 * t * (1 - t) * soft.sharpness};
+  const scalar_t square = t * t;
+  return {{square * (3 - 2 * t), (t - square) * soft.steepness}, plane, lit ? scalar_t(1) : scalar_t(0)};
 }
 
 template <typename scalar_t>
@@ -107,7 +114,7 @@ SPARSERECO_HD Pair<scalar_t> split(scalar_t charge, scalar_t above) {
 
 template <typename scalar_t>
 SPARSERECO_HD Eight<scalar_t> shares(const Corners<scalar_t>& at, scalar_t charge) {
-  const Pair<scalar_t> x = split(at.lit * charge, at.x.above);
+  const Pair<scalar_t> x = split(charge, at.x.above);
   const Pair<scalar_t> low = split(x.low, at.y.above), high = split(x.high, at.y.above);
   return {split(low.low, at.z.above), split(low.high, at.z.above), split(high.low, at.z.above),
           split(high.high, at.z.above)};
@@ -119,19 +126,20 @@ struct Pull {
   scalar_t charge, x, y, z;
 };
 
-// g: derivatives with respect to the eight voxels. Interpolates along z, then y, then x.
+// g: derivatives with respect to the eight voxels. Interpolates along z, then y, then x. Where all the light falls
+// outside the image, on a border that is zero, so is what comes out.
 template <typename scalar_t>
-SPARSERECO_HD Pull<scalar_t> pull(const Eight<scalar_t>& g, const Corners<scalar_t>& at, scalar_t charge) {
-  const Pair<scalar_t> low{g.low_low.between(at.z.above), g.low_high.between(at.z.above)};
-  const Pair<scalar_t> high{g.high_low.between(at.z.above), g.high_high.between(at.z.above)};
+SPARSERECO_HD Pull<scalar_t> pull(const Eight<scalar_t>& g, const Upper<scalar_t>& x, const Upper<scalar_t>& y,
+                                  const Upper<scalar_t>& z, scalar_t charge) {
+  const Pair<scalar_t> low{g.low_low.between(z.above), g.low_high.between(z.above)};
+  const Pair<scalar_t> high{g.high_low.between(z.above), g.high_high.between(z.above)};
   const Pair<scalar_t> low_z{g.low_low.high - g.low_low.low, g.low_high.high - g.low_high.low};
   const Pair<scalar_t> high_z{g.high_low.high - g.high_low.low, g.high_high.high - g.high_high.low};
-  const Pair<scalar_t> all{low.between(at.y.above), high.between(at.y.above)};
+  const Pair<scalar_t> all{low.between(y.above), high.between(y.above)};
   const Pair<scalar_t> all_y{low.high - low.low, high.high - high.low};
-  const Pair<scalar_t> all_z{low_z.between(at.y.above), high_z.between(at.y.above)};
-  const scalar_t q = at.lit * charge;
-  return {at.lit * all.between(at.x.above), q * at.x.slope * (all.high - all.low),
-          q * at.y.slope * all_y.between(at.x.above), q * at.z.slope * all_z.between(at.x.above)};
+  const Pair<scalar_t> all_z{low_z.between(y.above), high_z.between(y.above)};
+  return {all.between(x.above), charge * x.slope * (all.high - all.low),
+          charge * y.slope * all_y.between(x.above), charge * z.slope * all_z.between(x.above)};
 }
 
 }  // namespace sparsereco

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <limits>
@@ -15,6 +16,7 @@
 
 #include "faults.h"
 #include "image_match.h"
+#include "sparse_images.h"
 
 namespace sparsereco {
 
@@ -65,6 +67,21 @@ inline Crop check_crop(const char* op, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(cells <= kMaxCells, op, ": shape is for small images, with a border of one voxel at most ",
                     kMaxCells, " voxels such as 12 x 12 x 12; got ", shape);
   return crop;
+}
+
+// An image of which only the lit voxels are kept.
+inline Crop check_grid(const char* op, at::IntArrayRef shape, int64_t images) {
+  int64_t room = kMaxVoxels / std::max<int64_t>(images, 1);
+  Crop grid;
+  for (int axis = 0; axis < 3; ++axis) {
+    TORCH_CHECK_VALUE(shape[axis] > 0 && shape[axis] <= kMaxSide, op,
+                      ": shape must be three numbers of voxels from 1 to 2^24, got ", shape);
+    grid.size[axis] = static_cast<int32_t>(shape[axis]);
+    room /= shape[axis];
+  }
+  TORCH_CHECK_VALUE(room > 0, op, ": all images together must have at most 2^62 voxels, got ", images, " images of ",
+                    shape);
+  return grid;
 }
 
 inline void check_softness(const char* op, double softness) {

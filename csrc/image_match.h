@@ -52,11 +52,12 @@ struct Likelihood {
 // What is computed for each image.
 template <typename scalar_t>
 struct Match {
-  scalar_t* loss;             // (images,)
-  int64_t* dropped;           // (images,) deposits that light no voxel of the image
-  scalar_t* grad_position;    // (count, 3) derivative of the loss of the deposit's image
-  scalar_t* grad_charge;      // (count,)
-  scalar_t* grad_background;  // (images,)
+  scalar_t* loss;    // (images,)
+  int64_t* dropped;  // (images,) deposits that light no voxel of the image
+  // Derivatives of the loss of the deposit's image; all null if nobody wants them.
+  scalar_t* grad_position = nullptr;    // (count, 3)
+  scalar_t* grad_charge = nullptr;      // (count,)
+  scalar_t* grad_background = nullptr;  // (images,)
 };
 
 template <typename scalar_t>

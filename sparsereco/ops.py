@@ -31,6 +31,7 @@ __all__ = [
     "segment_mean",
     "segment_sum",
     "soft_voxelize",
+    "soft_voxelize_sparse",
 ]
 
 
@@ -119,9 +120,9 @@ def image_match(
     With a threshold, a voxel measured below it, or not at all, contributes -2 log of the probability of staying below:
     of a Poisson count that is at most ceil(threshold) - 1, or of a Gaussian signal.
 
-    The derivatives are computed together with the loss, and the backward pass only scales them: they are those of first
-    order. The result does not depend on the number of threads; on CUDA it is the same in every run under
-    `torch.use_deterministic_algorithms`.
+    The derivatives are computed together with the loss, if an argument requires them, and the backward pass only scales
+    them: they are those of first order. The result does not depend on the number of threads; on CUDA it is the same in
+    every run under `torch.use_deterministic_algorithms`.
 
     Returns:
         loss: (I,), differentiable.
@@ -156,19 +157,15 @@ def image_match(
         crosstalk,
         threshold,
         empty_variance,
+        torch.is_grad_enabled() and (position.requires_grad or charge.requires_grad or background.requires_grad),
     )
     return losses, dropped
 
 
 @torch.library.register_fake("sparsereco::image_match")
-def _(position: Tensor, charge: Tensor, offsets: Tensor, background: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return (
-        torch.empty_like(background, memory_format=torch.contiguous_format),
-        offsets.new_empty(len(background)),
-        torch.empty_like(position, memory_format=torch.contiguous_format),
-        torch.empty_like(charge, memory_format=torch.contiguous_format),
-        torch.empty_like(background, memory_format=torch.contiguous_format),
-    )
+def _(position: Tensor, charge: Tensor, offsets: Tensor, background: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    derivatives = [x.new_empty(x.shape if rest[-1] else (0, *x.shape[1:])) for x in (position, charge, background)]
+    return background.new_empty(background.shape), offsets.new_empty(len(background)), *derivatives
 
 
 @torch.library.register_fake("sparsereco::image_match_backward")
@@ -184,9 +181,18 @@ def _keep_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 def _scale_derivatives(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 15
-    position, charge, background = torch.ops.sparsereco.image_match_backward(grad_loss, *ctx.saved_tensors)
-    return position, charge, None, background, *([None] * 11)
+        return (None,) * 16
+    offsets, *derivatives = ctx.saved_tensors
+    if not _is_one(grad_loss):
+        derivatives = torch.ops.sparsereco.image_match_backward(grad_loss, offsets, *derivatives)
+    position, charge, background = derivatives
+    return position, charge, None, background, *([None] * 12)
+
+
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether the losses were just added up: all share one number then, which costs nothing to look at on a CPU."""
+    shared = type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.stride() == (0,)
+    return shared and bool((grad_loss[:1] == 1).all())
 
 
 torch.library.register_autograd("sparsereco::image_match", _scale_derivatives, setup_context=_keep_derivatives)
@@ -248,6 +254,78 @@ def _pull_deposits(ctx: Any, grad_image: Tensor | None, _: Tensor | None) -> tup
 
 
 torch.library.register_autograd("sparsereco::soft_voxelize", _pull_deposits, setup_context=_keep_deposits)
+
+
+def soft_voxelize_sparse(
+    position: Tensor,  # (N, 3) float32 or float64, voxel units; differentiable
+    charge: Tensor,  # (N,) not negative; differentiable
+    offsets: Tensor,  # (I + 1,) int64: the deposits of image i are rows offsets[i]:offsets[i + 1]
+    *,
+    softness: float,
+    shape: Sequence[int],  # up to 2^24 voxels along each axis
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `soft_voxelize`, but only the voxels that get light, of images of any size: the cost does not depend on it.
+
+    A voxel is listed if a deposit's share of it is positive, whatever the charge. The first three results are what
+    `MeasuredImages` is made of, and with the shape as the grid, `Voxels`. They do not depend on the number of threads;
+    on CUDA the light is the same in every run under `torch.use_deterministic_algorithms`.
+
+    Returns:
+        coords: (M, 3) int32, voxel index, sorted by image and then by coordinate, each once.
+        light: (M,), differentiable.
+        image_offsets: (I + 1,) int64: image i is rows image_offsets[i]:image_offsets[i + 1].
+        dropped: (I,) int64, number of deposits that light no voxel of the image; their gradient is zero.
+
+    Raises:
+        ValueError: for a wrong shape, or a value outside its range; it is named.
+        TypeError: for a wrong dtype.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"soft_voxelize_sparse: shape must be three numbers of voxels, got {tuple(shape)}")
+    light, coords, image_offsets, dropped = torch.ops.sparsereco.soft_voxelize_sparse(
+        position, charge, offsets, list(shape), softness
+    )
+    return coords, light, image_offsets, dropped
+
+
+@torch.library.register_fake("sparsereco::soft_voxelize_sparse")
+def _(
+    position: Tensor, charge: Tensor, offsets: Tensor, shape: Sequence[int], softness: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    lit = torch.library.get_ctx().new_dynamic_size()
+    return (
+        position.new_empty(lit),
+        position.new_empty((lit, 3), dtype=torch.int32),
+        offsets.new_empty(len(offsets)),
+        offsets.new_empty(len(offsets) - 1),
+    )
+
+
+@torch.library.register_fake("sparsereco::soft_voxelize_sparse_backward")
+def _(
+    grad_light: Tensor, coords: Tensor, image_offsets: Tensor, position: Tensor, charge: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return position.new_empty(position.shape), charge.new_empty(charge.shape)
+
+
+def _keep_voxels(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    position, charge, offsets, ctx.shape, ctx.softness = inputs
+    _, coords, image_offsets, dropped = output
+    ctx.save_for_backward(coords, image_offsets, position, charge, offsets)
+    ctx.mark_non_differentiable(coords, image_offsets, dropped)
+    ctx.set_materialize_grads(False)
+
+
+def _pull_voxels(ctx: Any, grad_light: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_light is None:
+        return (None,) * 5
+    position, charge = torch.ops.sparsereco.soft_voxelize_sparse_backward(
+        grad_light, *ctx.saved_tensors, ctx.shape, ctx.softness
+    )
+    return position, charge, None, None, None
+
+
+torch.library.register_autograd("sparsereco::soft_voxelize_sparse", _pull_voxels, setup_context=_keep_voxels)
 
 
 def segment_sum(

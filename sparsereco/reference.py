@@ -14,7 +14,15 @@ from torch.nn.functional import conv3d
 
 from sparsereco.ops import MeasuredImages
 
-__all__ = ["image_match", "path_lengths", "soft_voxelize", "sparse_conv", "strided_map", "submanifold_map"]
+__all__ = [
+    "image_match",
+    "path_lengths",
+    "soft_voxelize",
+    "soft_voxelize_sparse",
+    "sparse_conv",
+    "strided_map",
+    "submanifold_map",
+]
 
 
 def path_lengths(
@@ -117,6 +125,23 @@ def soft_voxelize(
     parts = zip(charge.split(counts), *(weight.split(counts) for weight in axes), strict=True)
     image = torch.stack([torch.einsum("n,nx,ny,nz->xyz", *part) for part in parts])
     return image, torch.stack([part.sum() for part in lost.split(counts)])
+
+
+def soft_voxelize_sparse(
+    position: Tensor,  # (N, 3)
+    charge: Tensor,  # (N,)
+    offsets: Tensor,  # (I + 1,)
+    *,
+    softness: float,
+    shape: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `sparsereco.ops.soft_voxelize_sparse`: the dense image, and a dense one of what unit charges light."""
+    image, dropped = soft_voxelize(position, charge, offsets, softness=softness, shape=shape)
+    touched, _ = soft_voxelize(position.detach(), torch.ones_like(charge), offsets, softness=softness, shape=shape)
+    lit = touched.nonzero()
+    counts = torch.bincount(lit[:, 0], minlength=len(offsets) - 1)
+    image_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return lit[:, 1:].int(), image[tuple(lit.T)], image_offsets, dropped
 
 
 def image_match(

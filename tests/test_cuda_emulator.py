@@ -121,6 +121,33 @@ def test_soft_voxelize_agrees_with_reference(emulator: list[str], tmp_path: Path
         torch.testing.assert_close(ours, theirs)
 
 
+def test_places_of_deposits_agree_with_reference(emulator: list[str], tmp_path: Path) -> None:
+    """What the kernels of soft_voxelize_sparse do; torch sorts and adds up."""
+    given = problem({"loss": "squared"})
+    position, charge, offsets = given["position"].requires_grad_(), given["charge"].requires_grad_(), given["offsets"]
+    options = {"softness": 0.4, "shape": SHAPE}
+    image, lost = reference.soft_voxelize(position, charge, offsets, **options)
+    weight = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad((image * weight).sum(), (position, charge))
+    n, images = len(charge), len(image)
+    header = [2, True, False, images, n, 0, 0, 0, 0, *SHAPE, 0.4, 0.0, 0.0, 1.0]
+    sizes = [((1,), "i8"), ((images,), "i8"), ((n, 8), "i8"), ((n, 8), "f8"), ((n, 3), "f8"), ((n,), "f8")]
+    deposits = [position.detach(), charge.detach(), offsets]
+    _, _, voxel, *_ = run(emulator, tmp_path, header, [*deposits, torch.zeros(n, 8).double()], sizes)
+    lit = voxel >= 0
+    of_voxels = torch.where(lit, weight.flatten()[voxel.clamp(min=0)], 0.0)
+    fault, dropped, again, light, *got = run(emulator, tmp_path, header, [*deposits, of_voxels], sizes)
+    assert fault == NO_FAULT
+    assert torch.equal(again, voxel)
+    assert torch.equal(dropped, lost)
+    summed = torch.zeros(image.numel()).double().index_add(0, voxel[lit], light[lit])
+    torch.testing.assert_close(summed.view_as(image), image.detach())
+    touched, _ = reference.soft_voxelize(position.detach(), torch.ones(n).double(), offsets, **options)
+    assert torch.equal(voxel[lit].unique(), touched.flatten().nonzero()[:, 0])
+    for ours, theirs in zip(got, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "row", "value", "kind"),
     [

@@ -112,7 +112,7 @@ class TestAgreesWithReference:
             given["background"].requires_grad_(),
             given["index"],
             *(measured.coords, measured.signal, measured.variance, measured.offsets),
-            *(list(SHAPE), options["loss"], 0.3, 0.02, options.get("threshold"), 1.0),
+            *(list(SHAPE), options["loss"], 0.3, 0.02, options.get("threshold"), 1.0, True),
         )
         torch.library.opcheck(torch.ops.sparsereco.image_match.default, arguments)
 
@@ -189,6 +189,33 @@ class TestProperties:
             torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
         assert torch.equal(results[0][0].view(copies, -1), alone.expand(copies, -1))
+
+    def test_derivatives_only_where_they_are_asked_for(self) -> None:
+        given = problem({"loss": "poisson", "threshold": 2.0})
+        measured = given["measured"]
+        arguments = [given[name] for name in ("position", "charge", "offsets", "background", "index")]
+        arguments += [measured.coords, measured.signal, measured.variance, measured.offsets, list(SHAPE), "poisson"]
+        arguments += [0.4, 0.1, 2.0, 1.0]
+        loss, dropped, *derivatives = torch.ops.sparsereco.image_match(*arguments, True)
+        alone, lost, *nothing = torch.ops.sparsereco.image_match(*arguments, False)
+        assert torch.equal(loss, alone)
+        assert torch.equal(dropped, lost)
+        assert [x.shape for x in derivatives] == [(len(given["charge"]), 3), (len(given["charge"]),), (5,)]
+        assert [x.shape for x in nothing] == [(0, 3), (0,), (0,)]
+
+    def test_gradient_of_a_sum(self) -> None:
+        given = problem({"loss": "poisson"})
+        position = given["position"].requires_grad_()
+        loss, _ = ops.image_match(**given)
+        once, again = (torch.autograd.grad(loss.sum(), position, retain_graph=True)[0] for _ in range(2))
+        (doubled,) = torch.autograd.grad((2 * loss).sum(), position, retain_graph=True)
+        assert torch.equal(again, once)
+        assert torch.equal(doubled, 2 * once)
+        loss.sum().backward(retain_graph=True)
+        assert torch.equal(position.grad, once)
+        once.zero_()  # what a caller does to a gradient must not change the next one in silence
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
 
     def test_a_perfect_prediction_has_no_loss_and_no_gradient(self) -> None:
         given = problem({"loss": "squared"})

@@ -1,25 +1,20 @@
-// Binds the CPU kernels on images to torch: checks, memory, threads.
+// Binds the CPU kernels on images to torch: threads.
 
-#include "../image_match.h"
-
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include <atomic>
-#include <tuple>
+#include <vector>
 
-#include "../image_checks.h"
+#include "../image_operators.h"
 #include "images.h"
+#include "sparse_images.h"
 
 namespace sparsereco {
 namespace {
 
-constexpr int64_t kGrain = 8;  // images per task: some 50 us of work
+constexpr int64_t kGrain = 8;  // images per task: some 20 us of work
 
 // Shares images among threads; work(begin, end) returns its lowest fault.
 template <typename Work>
@@ -34,50 +29,79 @@ int64_t for_images(int64_t images, const Work& work) {
   return lowest;
 }
 
-using Tensors2 = std::tuple<at::Tensor, at::Tensor>;
-using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+struct Cpu {
+  struct Guard {
+    explicit Guard(at::Device) {}
+  };
 
-Tensors5 image_match_cpu(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
-                         const at::Tensor& background, const at::Tensor& index, const at::Tensor& coords,
-                         const at::Tensor& signal, const std::optional<at::Tensor>& variance,
-                         const at::Tensor& measured_offsets, at::IntArrayRef shape, c10::string_view loss,
-                         double softness, double crosstalk, std::optional<double> threshold, double empty_variance) {
-  DepositTensors given{"image_match", position, charge, offsets};
-  MatchTensors match{background, index, coords, signal, variance, measured_offsets};
-  check_deposits(given);
-  check_match(given, match);
-  check_softness(given.op, softness);
-  const Crop crop = check_crop(given.op, shape);
-  const Likelihood likelihood = check_likelihood(std::string_view(loss.data(), loss.size()), crosstalk, threshold,
-                                                 empty_variance, variance.has_value());
-  make_contiguous(given);
-  make_contiguous(match);
-
-  const int64_t images = offsets.size(0) - 1;
-  const at::Tensor losses = at::empty({images}, position.options());
-  const at::Tensor dropped = at::empty({images}, offsets.options());
-  const at::Tensor grad_position = at::empty({position.size(0), 3}, position.options());
-  const at::Tensor grad_charge = at::empty({position.size(0)}, position.options());
-  const at::Tensor grad_background = at::empty({images}, position.options());
-  AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "image_match_cpu", [&] {
-    const Deposits<scalar_t> deposits = deposits_of<scalar_t>(given);
-    const Measured<scalar_t> measured = measured_of<scalar_t>(match);
-    const Match<scalar_t> out{losses.mutable_data_ptr<scalar_t>(), dropped.mutable_data_ptr<int64_t>(),
-                              grad_position.mutable_data_ptr<scalar_t>(), grad_charge.mutable_data_ptr<scalar_t>(),
-                              grad_background.mutable_data_ptr<scalar_t>()};
-    const int64_t fault = for_images(images, [&](int64_t begin, int64_t end) {
-      return match_images(deposits, match.background.const_data_ptr<scalar_t>(), match.index.const_data_ptr<int64_t>(),
-                          measured, crop, softness, likelihood, out, begin, end);
+  template <typename scalar_t>
+  static int64_t match(const Deposits<scalar_t>& deposits, const scalar_t* background, const int64_t* index,
+                       const Measured<scalar_t>& measured, const Crop& crop, double softness,
+                       const Likelihood& likelihood, const Match<scalar_t>& out) {
+    return for_images(deposits.images, [&](int64_t begin, int64_t end) {
+      return match_images(deposits, background, index, measured, crop, softness, likelihood, out, begin, end);
     });
-    raise_fault(fault, given, &match);
-  });
-  return {losses, dropped, grad_position, grad_charge, grad_background};
-}
+  }
 
-Tensors3 image_match_backward_cpu(const at::Tensor& grad_loss, const at::Tensor& offsets,
-                                  const at::Tensor& grad_position, const at::Tensor& grad_charge,
-                                  const at::Tensor& grad_background) {
+  template <typename scalar_t>
+  static int64_t splat(const Deposits<scalar_t>& deposits, const Crop& crop, double softness, scalar_t* image,
+                       int64_t* dropped) {
+    return for_images(deposits.images, [&](int64_t begin, int64_t end) {
+      return splat_images(deposits, crop, softness, image, dropped, begin, end);
+    });
+  }
+
+  template <typename scalar_t>
+  static int64_t pull(const Deposits<scalar_t>& deposits, const Crop& crop, double softness,
+                      const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge) {
+    return for_images(deposits.images, [&](int64_t begin, int64_t end) {
+      return pull_images(deposits, crop, softness, grad_image, grad_position, grad_charge, begin, end);
+    });
+  }
+
+  template <typename scalar_t>
+  static Tensors3 splat_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, int64_t* dropped,
+                               const DepositTensors& given) {
+    std::vector<std::vector<Lit<scalar_t>>> lit(deposits.images);
+    raise_fault(for_images(deposits.images,
+                           [&](int64_t begin, int64_t end) {
+                             return splat_sparse_images(deposits, grid, softness, lit.data(), dropped, begin, end);
+                           }),
+                given);
+    const at::Tensor image_offsets = at::empty({deposits.images + 1}, given.offsets.options());
+    int64_t* starts = image_offsets.mutable_data_ptr<int64_t>();
+    starts[0] = 0;
+    for (int64_t i = 0; i < deposits.images; ++i) starts[i + 1] = starts[i] + static_cast<int64_t>(lit[i].size());
+    const at::Tensor coords = at::empty({starts[deposits.images], 3}, given.position.options().dtype(at::kInt));
+    const at::Tensor light = at::empty({starts[deposits.images]}, given.position.options());
+    int32_t* to = coords.mutable_data_ptr<int32_t>();
+    scalar_t* amount = light.mutable_data_ptr<scalar_t>();
+    for (const std::vector<Lit<scalar_t>>& image : lit) {
+      for (const Lit<scalar_t>& one : image) {
+        *to++ = static_cast<int32_t>(one.voxel / grid.size[2] / grid.size[1]);
+        *to++ = static_cast<int32_t>(one.voxel / grid.size[2] % grid.size[1]);
+        *to++ = static_cast<int32_t>(one.voxel % grid.size[2]);
+        *amount++ = one.light;
+      }
+    }
+    return {light, coords, image_offsets};
+  }
+
+  template <typename scalar_t>
+  static int64_t pull_sparse(const Deposits<scalar_t>& deposits, const Crop& grid, double softness,
+                             const at::Tensor& coords, const at::Tensor& rows, const at::Tensor& grad_light,
+                             scalar_t* grad_position, scalar_t* grad_charge) {
+    const int32_t* places = coords.const_data_ptr<int32_t>();
+    const int64_t* starts = rows.const_data_ptr<int64_t>();
+    const scalar_t* grad = grad_light.const_data_ptr<scalar_t>();
+    return for_images(deposits.images, [&](int64_t begin, int64_t end) {
+      return pull_sparse_images(deposits, grid, softness, places, starts, grad, grad_position, grad_charge, begin, end);
+    });
+  }
+};
+
+Tensors3 image_match_backward(const at::Tensor& grad_loss, const at::Tensor& offsets, const at::Tensor& grad_position,
+                              const at::Tensor& grad_charge, const at::Tensor& grad_background) {
   DepositTensors given{"image_match_backward", grad_position, grad_charge, offsets};  // as many, of the same shapes
   check_deposits(given);
   make_contiguous(given);
@@ -86,7 +110,7 @@ Tensors3 image_match_backward_cpu(const at::Tensor& grad_loss, const at::Tensor&
   check_tensor(given, "grad_background", grad_background, {images}, "(I,)", grad_position.scalar_type());
   const at::Tensor factor = grad_loss.contiguous();
   const at::Tensor to_position = at::empty_like(given.position), to_charge = at::empty_like(given.charge);
-  AT_DISPATCH_FLOATING_TYPES(factor.scalar_type(), "image_match_backward_cpu", [&] {
+  AT_DISPATCH_FLOATING_TYPES(factor.scalar_type(), "image_match_backward", [&] {
     const Deposits<scalar_t> from = deposits_of<scalar_t>(given);
     const scalar_t* g = factor.const_data_ptr<scalar_t>();
     scalar_t* p = to_position.mutable_data_ptr<scalar_t>();
@@ -105,57 +129,15 @@ Tensors3 image_match_backward_cpu(const at::Tensor& grad_loss, const at::Tensor&
   return {to_position, to_charge, at::mul(factor, grad_background)};
 }
 
-Tensors2 soft_voxelize_cpu(const at::Tensor& position, const at::Tensor& charge, const at::Tensor& offsets,
-                           at::IntArrayRef shape, double softness) {
-  DepositTensors given{"soft_voxelize", position, charge, offsets};
-  check_deposits(given);
-  check_softness(given.op, softness);
-  const Crop crop = check_crop(given.op, shape);
-  make_contiguous(given);
-  const int64_t images = offsets.size(0) - 1;
-  const at::Tensor image = at::empty({images, shape[0], shape[1], shape[2]}, position.options());
-  const at::Tensor dropped = at::empty({images}, offsets.options());
-  AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_cpu", [&] {
-    const Deposits<scalar_t> deposits = deposits_of<scalar_t>(given);
-    const int64_t fault = for_images(images, [&](int64_t begin, int64_t end) {
-      return splat_images(deposits, crop, softness, image.mutable_data_ptr<scalar_t>(),
-                          dropped.mutable_data_ptr<int64_t>(), begin, end);
-    });
-    raise_fault(fault, given);
-  });
-  return {image, dropped};
-}
-
-Tensors2 soft_voxelize_backward_cpu(const at::Tensor& grad_image, const at::Tensor& position, const at::Tensor& charge,
-                                    const at::Tensor& offsets, double softness) {
-  DepositTensors given{"soft_voxelize", position, charge, offsets};
-  check_deposits(given);
-  check_softness(given.op, softness);
-  check_tensor(given, "grad_image", grad_image, {offsets.size(0) - 1, -1, -1, -1}, "(I, X, Y, Z)",
-               position.scalar_type());
-  make_contiguous(given);
-  const at::Tensor grad = grad_image.contiguous();
-  const Crop crop = check_crop(given.op, grad.sizes().slice(1));
-  const at::Tensor grad_position = at::empty_like(given.position), grad_charge = at::empty_like(given.charge);
-  AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_backward_cpu", [&] {
-    const Deposits<scalar_t> deposits = deposits_of<scalar_t>(given);
-    const int64_t fault = for_images(grad.size(0), [&](int64_t begin, int64_t end) {
-      return pull_images(deposits, crop, softness, grad.const_data_ptr<scalar_t>(),
-                         grad_position.mutable_data_ptr<scalar_t>(), grad_charge.mutable_data_ptr<scalar_t>(), begin,
-                         end);
-    });
-    raise_fault(fault, given);
-  });
-  return {grad_position, grad_charge};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sparsereco, CPU, library) {
-  library.impl("image_match", &image_match_cpu);
-  library.impl("image_match_backward", &image_match_backward_cpu);
-  library.impl("soft_voxelize", &soft_voxelize_cpu);
-  library.impl("soft_voxelize_backward", &soft_voxelize_backward_cpu);
+  library.impl("image_match", &image_match<Cpu>);
+  library.impl("image_match_backward", &image_match_backward);
+  library.impl("soft_voxelize", &soft_voxelize<Cpu>);
+  library.impl("soft_voxelize_backward", &soft_voxelize_backward<Cpu>);
+  library.impl("soft_voxelize_sparse", &soft_voxelize_sparse<Cpu>);
+  library.impl("soft_voxelize_sparse_backward", &soft_voxelize_sparse_backward<Cpu>);
 }
 
 }  // namespace sparsereco

@@ -1,6 +1,8 @@
 // CPU kernel of image matching. What one image needs stays in the first cache: its deposits are read twice, once to
 // light up the voxels, once to collect the derivatives, and nothing between is written to memory.
 
+#include <algorithm>
+
 #include "clones.h"
 #include "images.h"
 #include "splat.h"
@@ -22,21 +24,19 @@ SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __res
   }
 }
 
-// Fills value and slope of every voxel, given its predicted light; returns the lowest fault of the measured image.
+// Sums over the voxels of an image, and the lowest fault of the measured one.
+struct Comparison {
+  double value, slope;
+  int64_t fault;
+};
+
+// Compares predicted light with rows [first, last); fills the slope of every voxel. `empty` is 1 within the image, and
+// so it is left; meanwhile it is 0 where there is a measured signal.
 template <Loss loss, typename scalar_t>
-SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t background,
-                              const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
-                              const Likelihood& likelihood, Scratch<scalar_t>& scratch) {
-  const scalar_t* __restrict__ inside = scratch.inside.data();
-  scalar_t* __restrict__ value = scratch.value.data();
-  scalar_t* __restrict__ slope = scratch.slope.data();
-  // Every voxel is taken as empty first, those that are not are put right after.
-  for (int32_t c = 0; c < crop.cells(); ++c) {
-    if ((loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder) && inside[c] == 0) continue;
-    const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
-    value[c] = inside[c] * term.value;
-    slope[c] = inside[c] * term.slope;
-  }
+SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t background,
+                                 const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
+                                 const Likelihood& likelihood, scalar_t* __restrict__ empty,
+                                 scalar_t* __restrict__ slope) {
   int64_t fault = kNoFault;
   for (int64_t m = first; m < last; ++m) {
     const int32_t c = measured.cell(m, crop);
@@ -44,24 +44,32 @@ SPARSERECO_HD int64_t compare(const scalar_t* __restrict__ light, scalar_t backg
       fault = lower_fault(fault, fault_at(Fault::kCoords, m));
       continue;
     }
-    if (scratch.seen[c]) fault = lower_fault(fault, fault_at(Fault::kTwice, m));
+    if (empty[c] == 0) fault = lower_fault(fault, fault_at(Fault::kTwice, m));
     fault = lower_fault(fault, measured.fault(m));
+    empty[c] = 0;
+  }
+  constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
+  double value_sum = 0, slope_sum = 0;
+#pragma omp simd reduction(+ : value_sum, slope_sum)
+  for (int32_t c = 0; c < crop.cells(); ++c) {
+    slope[c] = 0;
+    if (slow && empty[c] == 0) continue;
+    const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
+    slope[c] = empty[c] * term.slope;
+    value_sum += empty[c] * term.value;
+    slope_sum += slope[c];
+  }
+  for (int64_t m = first; m < last; ++m) {
+    const int32_t c = measured.cell(m, crop);
+    if (c < 0) continue;
     const Term<scalar_t> term =
         measured_term<loss>(background + light[c], measured.signal[m], measured.variance_of(m), likelihood);
-    scratch.seen[c] = 1;
-    value[c] = term.value;
+    empty[c] = 1;
     slope[c] = term.slope;
+    value_sum += term.value;
+    slope_sum += term.slope;
   }
-  std::fill_n(scratch.seen.data(), crop.cells(), uint8_t(0));
-  return fault;
-}
-
-template <typename scalar_t>
-SPARSERECO_HD double sum(const scalar_t* __restrict__ values, int32_t count) {
-  double total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int32_t c = 0; c < count; ++c) total += values[c];
-  return total;
+  return {value_sum, slope_sum, fault};
 }
 
 template <Loss loss, typename scalar_t>
@@ -82,20 +90,22 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
     scalar_t* light = scratch.light.data();
     scalar_t* slope = scratch.slope.data();
     if (share > 0) {
-      leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.odd.data());
-      light = scratch.odd.data();
+      leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.leaked.data());
+      light = scratch.leaked.data();
     }
-    const int64_t flaw = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1],
-                                       crop, likelihood, scratch);
-    match.loss[i] = static_cast<scalar_t>(sum(scratch.value.data(), crop.cells()));
+    const Comparison sum = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1],
+                                         crop, likelihood, scratch.inside.data(), slope);
+    match.loss[i] = static_cast<scalar_t>(sum.value);
     match.dropped[i] = census.dropped;
-    match.grad_background[i] = static_cast<scalar_t>(sum(scratch.slope.data(), crop.cells()));
+    fault = lower_fault(lower_fault(fault, background_fault<loss>(background[i], i)),
+                        lower_fault(census.fault, sum.fault));
+    if (match.grad_background == nullptr) continue;
+    match.grad_background[i] = static_cast<scalar_t>(sum.slope);
     if (share > 0) {
       leak(scratch.slope.data(), scratch.inside.data(), crop, share, scratch.light.data());
       slope = scratch.light.data();
     }
-    pull_all(deposits, first, last, crop, soft, slope, match.grad_position, match.grad_charge);
-    fault = lower_fault(lower_fault(fault, background_fault<loss>(background[i], i)), lower_fault(census.fault, flaw));
+    pull_all(deposits, first, last, crop, soft, slope, scratch.located, match.grad_position, match.grad_charge);
   }
   return fault;
 }

@@ -1,5 +1,7 @@
 // CPU kernels of soft voxelisation.
 
+#include <algorithm>
+
 #include "clones.h"
 #include "images.h"
 #include "splat.h"
@@ -35,8 +37,8 @@ SPARSERECO_HD int64_t pull_range(const Deposits<scalar_t>& deposits, const Crop&
     for (int x = 0; x < crop.size[0]; ++x)
       for (int y = 0; y < crop.size[1]; ++y, in += crop.size[2])
         std::copy_n(in, crop.size[2], &scratch.slope[crop.cell(x, y, 0)]);
-    pull_all(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch.slope.data(), grad_position,
-             grad_charge);
+    pull_all(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch.slope.data(),
+             scratch.located, grad_position, grad_charge);
   }
   return kNoFault;
 }

@@ -77,6 +77,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   value = block_sum(value, shared.partial());  // synchronises: all derivatives are there, and light is read no more
   slope = block_sum(slope, shared.partial());
+  if (threadIdx.x == 0) match.loss[i] = static_cast<scalar_t>(value);
+  if (match.grad_background == nullptr) return;  // the same in all threads
+  if (threadIdx.x == 0) match.grad_background[i] = static_cast<scalar_t>(slope);
   const scalar_t* derivatives = shared.slope();
   if (share > 0) {
     for (int32_t v = threadIdx.x; v < crop.voxels(); v += kThreads) {
@@ -87,10 +90,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
   }
   pull_all(deposits, i, crop, soft, derivatives, match.grad_position, match.grad_charge);
-  if (threadIdx.x == 0) {
-    match.loss[i] = static_cast<scalar_t>(value);
-    match.grad_background[i] = static_cast<scalar_t>(slope);
-  }
 }
 
 }  // namespace

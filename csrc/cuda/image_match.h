@@ -24,4 +24,14 @@ template <typename scalar_t>
 void launch_pull(Deposits<scalar_t> deposits, Crop crop, double softness, const scalar_t* grad_image,
                  scalar_t* grad_position, scalar_t* grad_charge, int64_t* fault, cudaStream_t stream);
 
+// The voxels of each deposit, numbered through all images (-1: no light, or outside), and its light there: (count, 8).
+template <typename scalar_t>
+void launch_place(Deposits<scalar_t> deposits, Crop grid, double softness, int64_t* voxel, scalar_t* light,
+                  int64_t* dropped, int64_t* fault, cudaStream_t stream);
+
+// grad: (count, 8) derivatives with respect to that light. At least one deposit.
+template <typename scalar_t>
+void launch_pull_places(Deposits<scalar_t> deposits, Crop grid, double softness, const scalar_t* grad,
+                        scalar_t* grad_position, scalar_t* grad_charge, cudaStream_t stream);
+
 }  // namespace sparsereco

@@ -6,6 +6,7 @@ namespace sparsereco {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // resident on a multiprocessor at the least: 64 registers per thread, and none is spilled
 constexpr int64_t kMaxBlocks = 65535;
 
 unsigned int blocks_for(int64_t n) {
@@ -14,17 +15,19 @@ unsigned int blocks_for(int64_t n) {
 }
 
 template <typename scalar_t>
-__global__ void count_crossed_kernel(const scalar_t* __restrict__ start, const scalar_t* __restrict__ end, Grid grid,
-                                     int64_t n, int64_t* __restrict__ counts) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    count_crossed_kernel(const scalar_t* __restrict__ start, const scalar_t* __restrict__ end, Grid grid, int64_t n,
+                         int64_t* __restrict__ counts) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
     counts[i] = count_crossed(start, end, grid, i);
 }
 
 template <typename scalar_t>
-__global__ void write_crossed_kernel(const scalar_t* __restrict__ start, const scalar_t* __restrict__ end, Grid grid,
-                                     int64_t n, const int64_t* __restrict__ stops, int64_t* __restrict__ segment,
-                                     int32_t* __restrict__ coords, scalar_t* __restrict__ length) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    write_crossed_kernel(const scalar_t* __restrict__ start, const scalar_t* __restrict__ end, Grid grid, int64_t n,
+                         const int64_t* __restrict__ stops, int64_t* __restrict__ segment,
+                         int32_t* __restrict__ coords, scalar_t* __restrict__ length) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
     write_crossed(start, end, grid, i, i > 0 ? stops[i - 1] : 0, stops[i], segment, coords, length);

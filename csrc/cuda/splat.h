@@ -6,8 +6,7 @@
 
 namespace sparsereco {
 
-// All of a block's shared memory; `Shared` says what lies where. Images of kMaxCells need 47 of the 48 kB that every GPU
-// gives; those of 7 x 7 x 7 voxels need 7 kB (float) or 14 kB.
+// All of a block's shared memory; `Shared` says what lies where.
 extern __shared__ double shared_memory[];
 
 constexpr int kThreads = 128;
@@ -37,11 +36,16 @@ struct Shared {
   __device__ uint32_t* measured() const {  // one bit per cell: it has a measured signal
     return reinterpret_cast<uint32_t*>(slope() + cells);
   }
-  static size_t bytes(int32_t cells) {
+  static constexpr size_t bytes(int32_t cells) {
     return kWarps * sizeof(double) + kTile * sizeof(Near<scalar_t>) + 2 * cells * sizeof(scalar_t) +
            (cells + 31) / 32 * sizeof(uint32_t);
   }
 };
+
+// Every GPU gives 48 kB to a block. Images of 7 x 7 x 7 voxels, which have 9 x 9 x 9 cells, let kBlocks blocks into the
+// 100 kB of the smallest multiprocessors since sm_80, each of which takes 1 kB for itself.
+static_assert(Shared<double>::bytes(kMaxCells) <= 48 * 1024);
+static_assert(kBlocks * (Shared<double>::bytes(9 * 9 * 9) + 1024) <= 100 * 1024);
 
 __device__ inline void report(int64_t fault, int64_t* lowest) {
   static_assert(sizeof(long long) == sizeof(int64_t));
@@ -139,7 +143,7 @@ __device__ void splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop&
       continue;
     }
     if (static_cast<int>(threadIdx.x) < kTile)
-      shared.tile()[threadIdx.x] = {at.lit * charge, at.x.above, at.y.above, at.z.above, at.cell};
+      shared.tile()[threadIdx.x] = {charge, at.x.above, at.y.above, at.z.above, at.cell};
     __syncthreads();
     for (int32_t c = threadIdx.x; c < cells; c += kThreads) {
       scalar_t sum = 0;
@@ -166,7 +170,7 @@ __device__ inline void pull_all(const Deposits<scalar_t>& deposits, int64_t i, c
                             {slope[low + up_y], slope[low + up_y + 1]},
                             {slope[high], slope[high + 1]},
                             {slope[high + up_y], slope[high + up_y + 1]}};
-    const Pull<scalar_t> grad = pull(g, at, deposits.charge[j]);
+    const Pull<scalar_t> grad = pull(g, at.x, at.y, at.z, deposits.charge[j]);
     grad_charge[j] = grad.charge;
     grad_position[3 * j] = grad.x;
     grad_position[3 * j + 1] = grad.y;

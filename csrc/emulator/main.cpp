@@ -7,6 +7,7 @@
 
 #include "../cuda/image_match.cu"
 #include "../cuda/soft_voxelize.cu"
+#include "../cuda/sparse_images.cu"
 
 namespace sparsereco {
 double shared_memory[emulator::kSharedBytes / sizeof(double)];
@@ -67,6 +68,21 @@ void run(const Header& header, FILE* in, FILE* out) {
     write(out, grad_position);
     write(out, grad_charge);
     write(out, grad_background);
+    return;
+  }
+  if (header.operation == 2) {
+    const auto grad = read<scalar_t>(in, 8 * header.deposits);
+    std::vector<int64_t> voxel(8 * header.deposits);
+    std::vector<scalar_t> light(8 * header.deposits);
+    launch_place(deposits, crop, header.softness, voxel.data(), light.data(), dropped.data(), fault.data(), nullptr);
+    launch_pull_places(deposits, crop, header.softness, grad.data(), grad_position.data(), grad_charge.data(),
+                       nullptr);
+    write(out, fault);
+    write(out, dropped);
+    write(out, voxel);
+    write(out, light);
+    write(out, grad_position);
+    write(out, grad_charge);
     return;
   }
   const auto grad_image = read<scalar_t>(in, header.images * crop.voxels());
