@@ -40,8 +40,8 @@ The compiled operators against their peers, in alternation, and against what the
 `image_match`: forward and backward on images of 6 x 64 deposits along straight tracks, 7 x 7 x 7 voxels, float32,
 Poisson, against plain torch. Convolution: kernel map, forward, and forward and backward of a submanifold convolution of
 3 x 3 x 3 on voxels along tracks in a grid of 512^3, float32, against spconv's native algorithm, its map made before.
-The roofs are measured in the same run: multiply-adds by a matrix product, bandwidth by a copy. Times are the shortest
-of all rounds: processor time with one thread, so that a busy machine does no harm, else wall time.
+The roofs are measured in the same run: multiply-adds by a compiled loop on registers, bandwidth by a copy. Times are
+the shortest of all rounds: processor time with one thread, so that a busy machine does no harm, else wall time.
 
 examples:
   tools/benchmark.py kernels
@@ -138,6 +138,8 @@ def run_kernels(args: jsonargparse.Namespace) -> None:
     """Rows of `image_match` and of convolution."""
     import torch
 
+    from benchmarks.roofs import roofs
+
     torch.set_num_threads(args.threads)
     peak, copy = roofs()
     print(f"roofs with {args.threads} threads: {peak / 1e9:.0f} GFLOP/s, copy {copy / 1e9:.1f} GB/s read + written")
@@ -171,22 +173,11 @@ def run_kernels(args: jsonargparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(result, indent=2))
 
 
-def roofs() -> tuple[float, float]:
-    """Floating-point operations and bytes copied (read and written) per second."""
-    import torch
-
-    # Short enough to run undisturbed now and then on a busy machine; the copy is larger than a core's own caches.
-    a = torch.randn(384, 384)
-    source, target = torch.ones(2**22), torch.empty(2**22)
-    product = min(seconds(lambda: a @ a) for _ in range(50))
-    copy = min(seconds(lambda: target.copy_(source)) for _ in range(50))
-    return 2 * len(a) ** 3 / product, 2 * source.nbytes / copy
-
-
 def time_image_match(images: int, rounds: int) -> tuple[float, float]:
     """Shortest time [s] of forward and backward, ours and the reference's, measured in alternation."""
     import torch
 
+    from benchmarks.clock import seconds
     from sparsereco import ops, reference
 
     generator = torch.Generator().manual_seed(1)
@@ -222,6 +213,7 @@ def convolution_rows(voxels: int, channels: list[int], rounds: int, peak: float)
 
     import torch
 
+    from benchmarks.clock import seconds
     from sparsereco.convolution import sparse_conv, submanifold_map
 
     with warnings.catch_warnings():  # spconv 2.3.6 uses names that torch and Python have deprecated since
@@ -297,16 +289,6 @@ def track_voxels(n: int, side: int) -> Any:
         found = np.unique(np.concatenate([found, track[((track >= 0) & (track < side)).all(1)]]), axis=0)
     keep = np.sort(random.permutation(len(found))[:n])
     return torch.from_numpy(found[keep].astype(np.int32))
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Time [s]: of the processor, which other processes do not lengthen, for one thread; wall time for several."""
-    import torch
-
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    work()
-    return clock() - start
 
 
 if __name__ == "__main__":
