@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "clones.h"
+
 namespace sparsereco {
 namespace {
 
@@ -41,10 +43,15 @@ void check_features(const char* op, const char* name, const at::Tensor& feats) {
                     " must have shape (rows, channels), got ", feats.sizes());
 }
 
+SPARSERECO_CLONES
+bool ascend_strictly(const int32_t* rows, int64_t size) {
+  int32_t faults = 0;
+  for (int64_t p = 1; p < size; ++p) faults |= rows[p - 1] >= rows[p];
+  return faults == 0;
+}
+
 void check_column(const char* op, int64_t list, const char* side, const int32_t* rows, int64_t size, int64_t n) {
-  bool ascending = true;
-  for (int64_t p = 1; p < size; ++p) ascending &= rows[p - 1] < rows[p];
-  TORCH_CHECK_VALUE(ascending, op, ": ", side, " rows of list ", list, " must ascend strictly");
+  TORCH_CHECK_VALUE(ascend_strictly(rows, size), op, ": ", side, " rows of list ", list, " must ascend strictly");
   TORCH_CHECK_VALUE(size == 0 || (rows[0] >= 0 && rows[size - 1] < n), op, ": ", side, " rows of list ", list,
                     " must lie in 0 to ", n - 1, ", got ", rows[0], " to ", rows[size - 1]);
 }
@@ -156,7 +163,7 @@ at::Tensor sparse_conv_weight(const at::Tensor& input, const at::Tensor& grad, c
   // The slabs depend on the number of rows alone: the sums are the same for any number of threads.
   const int64_t slabs = std::clamp<int64_t>(n_out / kSlab, 1, kMaxSlabs);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sparse_conv_weight", [&] {
-    const at::Tensor sums = at::zeros({slabs, volume, c_in, width}, x.options());
+    const at::Tensor sums = at::empty({slabs, volume, c_in, width}, x.options());
     scalar_t* sum = sums.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, slabs * volume, 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last;) {
@@ -164,6 +171,8 @@ at::Tensor sparse_conv_weight(const at::Tensor& input, const at::Tensor& grad, c
         const int64_t begin = n_out * slab / slabs, end = n_out * (slab + 1) / slabs;
         std::vector<PairList> own(lists.begin() + task % volume, lists.begin() + (stop - slab * volume));
         own = from_row(std::move(own), begin);
+        for (const PairList& list : own)
+          std::fill_n(sum + (slab * volume + list.offset) * c_in * width, c_in * width, scalar_t{0});
         conv_kernels<scalar_t>().weight_gradient(x.const_data_ptr<scalar_t>(), c_in, g.const_data_ptr<scalar_t>(),
                                                  width, own.data(), stop - task, begin, end,
                                                  sum + slab * volume * c_in * width);
