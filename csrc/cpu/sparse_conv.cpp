@@ -21,6 +21,7 @@ namespace sparsereco {
 namespace {
 
 constexpr int64_t kGrain = 256;      // output rows per task
+constexpr int64_t kPackGrain = 8192;  // weights per task
 constexpr int64_t kSlab = 8192;      // output rows that a weight gradient is summed over before slabs are added up,
 constexpr int64_t kMaxSlabs = 16;    // in order; more rows than so many slabs hold make longer slabs
 constexpr int64_t kMaxChannels = 1 << 16;
@@ -106,11 +107,13 @@ at::Tensor packed(const at::Tensor& weight) {
   at::Tensor result = at::empty({volume, c_in, width}, weight.options());
   const T* from = weight.const_data_ptr<T>();
   T* to = result.mutable_data_ptr<T>();
-  for (int64_t k = 0; k < volume; ++k)
-    for (int64_t first = 0; first < width; first += kPad)  // a tile of columns at a time: its cache lines are used up
-      for (int64_t i = 0; i < c_in; ++i)
-        for (int64_t o = first; o < first + kPad; ++o)
-          to[(k * c_in + i) * width + o] = o < c_out ? from[o * s_out + k * s_volume + i * s_in] : T{0};
+  at::parallel_for(0, volume, kPackGrain / (c_in * width + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t first = 0; first < width; first += kPad)  // a tile of columns at a time: its cache lines are used up
+        for (int64_t i = 0; i < c_in; ++i)
+          for (int64_t o = first; o < first + kPad; ++o)
+            to[(k * c_in + i) * width + o] = o < c_out ? from[o * s_out + k * s_volume + i * s_in] : T{0};
+  });
   return result;
 }
 

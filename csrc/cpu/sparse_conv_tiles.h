@@ -160,7 +160,7 @@ void correlate_columns(const T* input, int64_t c_in, const T* grad, int64_t c_ou
     if (columns > 0) correlate_columns<T, kVectors - 1>(input, c_in, grad, c_out, columns, pairs, weight);
 }
 
-constexpr int64_t kWindow = 1 << 19;  // bytes of inputs and gradients in the second-level cache while all offsets use them
+constexpr int64_t kWindow = 1 << 19;  // bytes of inputs and gradients in the second-level cache, for all offsets
 
 template <typename T>
 void weight_gradient(const T* input, int64_t c_in, const T* grad, int64_t c_out, PairList* lists, int64_t volume,
