@@ -37,8 +37,8 @@ def multiply_add_rate(threads: int) -> float:
 
         operations = threads * work()
         if threads == 1:
-            return operations / min(seconds(work) for _ in range(50))
-        return operations / min(seconds(lambda: list(pool.map(work, range(threads)))) for _ in range(50))
+            return operations / min(seconds(work) for _ in range(200))
+        return operations / min(seconds(lambda: list(pool.map(work, range(threads)))) for _ in range(200))
 
 
 def compile_library(path: Path) -> ctypes.CDLL:
@@ -56,4 +56,4 @@ def compile_library(path: Path) -> ctypes.CDLL:
 def copy_rate() -> float:
     """Bytes read and written per second in a copy that is larger than a core's own caches."""
     source, target = torch.ones(2**22), torch.empty(2**22)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(50))
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(200))
