@@ -99,20 +99,30 @@ std::vector<PairList> from_row(std::vector<PairList> lists, int64_t begin) {
   return lists;
 }
 
+// One matrix of (c_out, c_in) with strides to (c_in, padded(c_out)). It goes by tiles of columns, which use up the
+// cache lines that they touch.
+template <typename T>
+void pack(const T* from, int64_t s_out, int64_t s_in, int64_t c_out, int64_t c_in, T* to) {
+  const int64_t width = padded(c_out);
+  for (int64_t first = 0; first < width; first += kPad) {
+    const int64_t last = std::min(first + kPad, c_out);
+    for (int64_t i = 0; i < c_in; ++i) {
+      for (int64_t o = first; o < last; ++o) to[i * width + o] = from[o * s_out + i * s_in];
+      for (int64_t o = last; o < first + kPad; ++o) to[i * width + o] = T{0};
+    }
+  }
+}
+
 // (c_out, volume, c_in) of any strides to (volume, c_in, padded(c_out)).
 template <typename T>
 at::Tensor packed(const at::Tensor& weight) {
-  const int64_t c_out = weight.size(0), volume = weight.size(1), c_in = weight.size(2), width = padded(c_out);
-  const int64_t s_out = weight.stride(0), s_volume = weight.stride(1), s_in = weight.stride(2);
-  at::Tensor result = at::empty({volume, c_in, width}, weight.options());
+  const int64_t c_out = weight.size(0), volume = weight.size(1), c_in = weight.size(2), matrix = c_in * padded(c_out);
+  at::Tensor result = at::empty({volume, c_in, padded(c_out)}, weight.options());
   const T* from = weight.const_data_ptr<T>();
   T* to = result.mutable_data_ptr<T>();
-  at::parallel_for(0, volume, kPackGrain / (c_in * width + 1) + 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, volume, kPackGrain / (matrix + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k)
-      for (int64_t first = 0; first < width; first += kPad)  // a tile of columns at a time: its cache lines are used up
-        for (int64_t i = 0; i < c_in; ++i)
-          for (int64_t o = first; o < first + kPad; ++o)
-            to[(k * c_in + i) * width + o] = o < c_out ? from[o * s_out + k * s_volume + i * s_in] : T{0};
+      pack(from + k * weight.stride(1), weight.stride(0), weight.stride(2), c_out, c_in, to + k * matrix);
   });
   return result;
 }
