@@ -27,7 +27,7 @@ template <typename T>
 struct ConvKernels {
   // output[out] = sum over offsets k and their pairs (in, out) of input[in] @ weight[k].
   //   input: (N, c_in); weight: (volume, c_in, padded(c_out)); output: (M, c_out);
-  //   block: workspace of block_rows(c_out) * padded(c_out).
+  //   block: workspace of block_rows(c_out) * padded(c_out), where c_out is not padded itself.
   void (*convolve)(const T* input, int64_t c_in, const T* weight, int64_t c_out, PairList* lists, int64_t volume,
                    int64_t begin, int64_t end, T* block, T* output);
 

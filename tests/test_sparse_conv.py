@@ -1,53 +1,23 @@
-"""Sparse convolution on the CPU: against plain torch, dense torch and spconv, and what must hold for every map."""
+"""Sparse convolution and pooling on the CPU: against plain torch, dense torch and spconv."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from sparse_cases import DIMS, KINDS, map_of, some_voxels
 from torch import Tensor
 from torch.nn import functional
 
 from sparsereco import reference
-from sparsereco.convolution import (
-    KernelMap,
-    generative_map,
-    sparse_conv,
-    sparse_pool,
-    strided_map,
-    submanifold_map,
-)
+from sparsereco.convolution import KernelMap, generative_map, sparse_conv, sparse_pool, strided_map, submanifold_map
 from sparsereco.voxels import Voxels
 
-GRIDS = {2: (12, 11), 3: (8, 7, 9)}
-DIMS = pytest.mark.parametrize("dims", [2, 3])
-KINDS = pytest.mark.parametrize("kind", ["submanifold", "down", "up", "generative"])
 OPS = torch.ops.sparsereco
-
-
-def some_voxels(dims: int, rows: int = 90, events: int = 4, grid: tuple[int, ...] = (), seed: int = 0) -> Voxels:
-    """Scattered voxels; the last event but one is empty."""
-    grid = grid or GRIDS[dims]
-    random = torch.Generator().manual_seed(seed)
-    coords = torch.stack([torch.randint(size, (rows,), generator=random) for size in grid], 1)
-    event = torch.randint(events, (rows,), generator=random)
-    event[event == events - 2] = 0
-    return Voxels.make(coords, torch.ones(rows), event, events, grid)
-
-
-def map_of(kind: str, voxels: Voxels) -> KernelMap:
-    where = voxels.coords, voxels.offsets, voxels.grid
-    if kind == "submanifold":
-        return submanifold_map(*where)
-    if kind == "generative":
-        return generative_map(*where)[0]
-    down = strided_map(*where)[0]
-    return down if kind == "down" else down.transpose()
 
 
 def random_weight(kind: str, dims: int, c_in: int, c_out: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,87 +41,6 @@ def to_dense(feats: Tensor, coords: Tensor, offsets: Tensor, grid: tuple[int, ..
     return dense.index_put((event, *coords.long().T), feats).movedim(-1, 1)
 
 
-class TestMaps:
-    @DIMS
-    @pytest.mark.parametrize("rows", [0, 1, 40, 600])
-    def test_agree_with_the_reference(self, dims: int, rows: int) -> None:
-        voxels = some_voxels(dims, rows)
-        where = voxels.coords, voxels.offsets, list(voxels.grid)
-        for op, expected in (
-            (OPS.submanifold_map, reference.submanifold_map),
-            (OPS.strided_map, reference.strided_map),
-        ):
-            for got, other in zip(op(*where), expected(*where), strict=True):
-                assert torch.equal(got, other)
-
-    def test_of_many_voxels_do_not_depend_on_the_number_of_threads(self) -> None:
-        """More than one chunk of rows, on a grid with lines of one voxel and of many."""
-        voxels = some_voxels(3, 60_000, 3, (90, 40, 30))
-        results = []
-        threads = torch.get_num_threads()
-        try:
-            for n in (1, 2, 5):
-                torch.set_num_threads(n)
-                results.append(OPS.submanifold_map(voxels.coords, voxels.offsets, list(voxels.grid)))
-        finally:
-            torch.set_num_threads(threads)
-        expected = reference.submanifold_map(voxels.coords, voxels.offsets, voxels.grid)
-        for result in results:
-            assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
-
-    def test_tell_sites_apart_whose_number_agrees_in_32_bits(self) -> None:
-        """Voxels 2^32 sites and a step apart: keys of 32 bits would take them for neighbours."""
-        grid = (1 << 20, 1 << 20, 1 << 10)
-        coords = torch.tensor([[5, 5, 5], [5, 5, 6], [5, 5 + (1 << 19), 6], [9, 5 + (1 << 19), 7], [9 + 4096, 5, 7]])
-        voxels = Voxels.make(coords, torch.ones(5), torch.zeros(5).long(), 1, grid)
-        submanifold = submanifold_map(voxels.coords, voxels.offsets, grid)
-        assert submanifold.rows[:, 5:].tolist() == [[1], [0]]
-        down, parents, _ = strided_map(voxels.coords, voxels.offsets, grid)
-        assert parents.tolist() == (voxels.coords // 2).unique(dim=0).tolist()
-        assert down.rows.shape == (2, 5)
-
-    def test_reach_the_largest_keys_that_fit(self) -> None:
-        grid = (2**31 - 1, 2**30 - 1)
-        coords = torch.tensor([[0, 0], [2**31 - 3, 2**30 - 3], [2**31 - 2, 2**30 - 2]], dtype=torch.int32)
-        rows = submanifold_map(coords, torch.tensor([0, 3]), grid).rows
-        assert rows[:, 3:].tolist() == [[2], [1]]
-        with pytest.raises(ValueError, match=r"3 events on the grid \[2147483647, 1073741823\] have more than 2\^62"):
-            submanifold_map(coords, torch.tensor([0, 3, 3, 3]), grid)
-
-    @DIMS
-    def test_down_of_generated_children_leads_back(self, dims: int) -> None:
-        voxels = some_voxels(dims)
-        up, fine, offsets = generative_map(voxels.coords, voxels.offsets, voxels.grid)
-        down, parents, parent_offsets = strided_map(fine, offsets, [2 * size for size in voxels.grid])
-        assert torch.equal(parents, voxels.coords)
-        assert torch.equal(parent_offsets, voxels.offsets)
-        assert torch.equal(torch.stack(up.transpose().pairs()), torch.stack(down.pairs()))
-
-    @pytest.mark.parametrize(
-        ("coords", "offsets", "grid", "error", "message"),
-        [
-            ([[1, 2], [1, 2]], [0, 2], (3, 3), ValueError, r"sorted and unique in each event; row 1 is \[1, 2\]"),
-            ([[1, 2], [0, 2]], [0, 2], (3, 3), ValueError, r"row 1 is \[0, 2\]"),
-            ([[1, 3]], [0, 1], (3, 3), ValueError, r"lie in the grid \[3, 3\] .* row 0 is \[1, 3\]"),
-            ([[-1, 2]], [0, 1], (3, 3), ValueError, r"row 0 is \[-1, 2\]"),
-            ([[1, 2]], [0, 2], (3, 3), ValueError, "rise from 0 to the 1 rows of coords"),
-            ([[1, 2], [1, 2]], [0, 2, 1, 2], (3, 3), ValueError, "rise from 0 to the 2 rows of coords"),
-            ([[1, 2]], [0, 1], (3, 3, 3), ValueError, r"shape \(N, 3\) for the grid \[3, 3, 3\], got \[1, 2\]"),
-            ([[1, 2]], [0, 1], (3,), ValueError, r"grid must be 2 or 3 numbers of voxels, got \[3\]"),
-            ([[1, 2]], [0, 1], (3, -3), ValueError, r"int32 numbers of voxels, got \[3, -3\]"),
-            ([[1.0, 2.0]], [0, 1], (3, 3), TypeError, "coords must be int32, got Float"),
-            ([[1, 2]], [0.0, 1.0], (3, 3), TypeError, "offsets must be int64, got Float"),
-            ([[1, 2]], [[0, 1]], (3, 3), ValueError, r"offsets must have shape \(B \+ 1,\)"),
-        ],
-    )
-    @pytest.mark.parametrize("make", [submanifold_map, strided_map])
-    def test_refuse(self, make, coords: list, offsets: list, grid: tuple, error: type[Exception], message: str) -> None:
-        where = torch.tensor(coords)
-        where = where.int() if where.dtype == torch.int64 else where
-        with pytest.raises(error, match=message):
-            make(where, torch.tensor(offsets), grid)
-
-
 class TestConvolution:
     @DIMS
     @KINDS
@@ -168,6 +57,24 @@ class TestConvolution:
         torch.testing.assert_close(*outputs, **tolerance)
         for first, second in zip(*gradients, strict=True):
             torch.testing.assert_close(first, second, **tolerance)
+
+    @pytest.mark.parametrize("c_out", [32, 40])
+    def test_agrees_with_the_reference_over_several_blocks(self, c_out: int) -> None:
+        """Blocks of output rows that all have a centre, and blocks without any pair."""
+        submanifold = map_of("submanifold", some_voxels(3, 5000, 3, (40, 30, 30)))
+        parts = submanifold.rows[:, submanifold.splits[1] :], submanifold.splits[1:] - submanifold.splits[1]
+        n = submanifold.n_in
+        far = KernelMap(parts[0] + n, parts[1], 2 * n, 2 * n)  # the first n rows have no pair
+        for kernel_map, volume in ((submanifold, 27), (far, 13)):
+            feats = random_feats(kernel_map.n_in, 24).requires_grad_()
+            weight = random_feats(c_out * volume, 24, seed=4).view(c_out, volume, 24).requires_grad_()
+            pull = random_feats(kernel_map.n_out, c_out, seed=3)
+            flat = OPS.sparse_conv(feats, weight, kernel_map.rows, kernel_map.splits, kernel_map.n_out, False)
+            expected = reference.sparse_conv(feats, weight, kernel_map.rows, kernel_map.splits, kernel_map.n_out, False)
+            torch.testing.assert_close(flat, expected, rtol=1e-10, atol=1e-10)
+            gradients = [torch.autograd.grad((out * pull).sum(), (feats, weight)) for out in (flat, expected)]
+            for first, second in zip(*gradients, strict=True):
+                torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 
     @DIMS
     def test_agrees_with_dense_convolutions(self, dims: int) -> None:
@@ -399,12 +306,3 @@ class TestPooling:
         down = map_of("down", some_voxels(3))
         with pytest.raises(ValueError, match=f"feats must have {down.n_in} rows as the map has, got 2"):
             sparse_pool(torch.ones(2, 1), down, "sum")
-
-
-@DIMS
-def test_pairs_of_a_map_ascend_in_every_list(dims: int) -> None:
-    voxels = some_voxels(dims, 200)
-    for kind in ("submanifold", "down", "up", "generative"):
-        m = map_of(kind, voxels)
-        for first, last in pairwise(m.splits.tolist()):
-            assert bool((m.rows[:, first:last].diff(dim=1) > 0).all()), kind

@@ -15,10 +15,13 @@
 #include <string>
 #include <vector>
 
+#include "clones.h"
+
 namespace sparsereco {
 namespace {
 
 constexpr int64_t kGrain = 256;      // output rows per task
+constexpr int64_t kPackGrain = 8192;  // weights per task
 constexpr int64_t kSlab = 8192;      // output rows that a weight gradient is summed over before slabs are added up,
 constexpr int64_t kMaxSlabs = 16;    // in order; more rows than so many slabs hold make longer slabs
 constexpr int64_t kMaxChannels = 1 << 16;
@@ -41,10 +44,15 @@ void check_features(const char* op, const char* name, const at::Tensor& feats) {
                     " must have shape (rows, channels), got ", feats.sizes());
 }
 
+SPARSERECO_CLONES
+bool ascend_strictly(const int32_t* rows, int64_t size) {
+  int32_t faults = 0;
+  for (int64_t p = 1; p < size; ++p) faults |= rows[p - 1] >= rows[p];
+  return faults == 0;
+}
+
 void check_column(const char* op, int64_t list, const char* side, const int32_t* rows, int64_t size, int64_t n) {
-  bool ascending = true;
-  for (int64_t p = 1; p < size; ++p) ascending &= rows[p - 1] < rows[p];
-  TORCH_CHECK_VALUE(ascending, op, ": ", side, " rows of list ", list, " must ascend strictly");
+  TORCH_CHECK_VALUE(ascend_strictly(rows, size), op, ": ", side, " rows of list ", list, " must ascend strictly");
   TORCH_CHECK_VALUE(size == 0 || (rows[0] >= 0 && rows[size - 1] < n), op, ": ", side, " rows of list ", list,
                     " must lie in 0 to ", n - 1, ", got ", rows[0], " to ", rows[size - 1]);
 }
@@ -91,19 +99,31 @@ std::vector<PairList> from_row(std::vector<PairList> lists, int64_t begin) {
   return lists;
 }
 
+// One matrix of (c_out, c_in) with strides to (c_in, padded(c_out)). It goes by tiles of columns, which use up the
+// cache lines that they touch.
+template <typename T>
+void pack(const T* from, int64_t s_out, int64_t s_in, int64_t c_out, int64_t c_in, T* to) {
+  const int64_t width = padded(c_out);
+  for (int64_t first = 0; first < width; first += kPad) {
+    const int64_t last = std::min(first + kPad, c_out);
+    for (int64_t i = 0; i < c_in; ++i) {
+      for (int64_t o = first; o < last; ++o) to[i * width + o] = from[o * s_out + i * s_in];
+      for (int64_t o = last; o < first + kPad; ++o) to[i * width + o] = T{0};
+    }
+  }
+}
+
 // (c_out, volume, c_in) of any strides to (volume, c_in, padded(c_out)).
 template <typename T>
 at::Tensor packed(const at::Tensor& weight) {
-  const int64_t c_out = weight.size(0), volume = weight.size(1), c_in = weight.size(2), width = padded(c_out);
-  const int64_t s_out = weight.stride(0), s_volume = weight.stride(1), s_in = weight.stride(2);
-  at::Tensor result = at::empty({volume, c_in, width}, weight.options());
+  const int64_t c_out = weight.size(0), volume = weight.size(1), c_in = weight.size(2), matrix = c_in * padded(c_out);
+  at::Tensor result = at::empty({volume, c_in, padded(c_out)}, weight.options());
   const T* from = weight.const_data_ptr<T>();
   T* to = result.mutable_data_ptr<T>();
-  for (int64_t k = 0; k < volume; ++k)
-    for (int64_t first = 0; first < width; first += kPad)  // a tile of columns at a time: its cache lines are used up
-      for (int64_t i = 0; i < c_in; ++i)
-        for (int64_t o = first; o < first + kPad; ++o)
-          to[(k * c_in + i) * width + o] = o < c_out ? from[o * s_out + k * s_volume + i * s_in] : T{0};
+  at::parallel_for(0, volume, kPackGrain / (matrix + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      pack(from + k * weight.stride(1), weight.stride(0), weight.stride(2), c_out, c_in, to + k * matrix);
+  });
   return result;
 }
 
@@ -156,7 +176,7 @@ at::Tensor sparse_conv_weight(const at::Tensor& input, const at::Tensor& grad, c
   // The slabs depend on the number of rows alone: the sums are the same for any number of threads.
   const int64_t slabs = std::clamp<int64_t>(n_out / kSlab, 1, kMaxSlabs);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sparse_conv_weight", [&] {
-    const at::Tensor sums = at::zeros({slabs, volume, c_in, width}, x.options());
+    const at::Tensor sums = at::empty({slabs, volume, c_in, width}, x.options());
     scalar_t* sum = sums.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, slabs * volume, 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last;) {
@@ -164,6 +184,8 @@ at::Tensor sparse_conv_weight(const at::Tensor& input, const at::Tensor& grad, c
         const int64_t begin = n_out * slab / slabs, end = n_out * (slab + 1) / slabs;
         std::vector<PairList> own(lists.begin() + task % volume, lists.begin() + (stop - slab * volume));
         own = from_row(std::move(own), begin);
+        for (const PairList& list : own)
+          std::fill_n(sum + (slab * volume + list.offset) * c_in * width, c_in * width, scalar_t{0});
         conv_kernels<scalar_t>().weight_gradient(x.const_data_ptr<scalar_t>(), c_in, g.const_data_ptr<scalar_t>(),
                                                  width, own.data(), stop - task, begin, end,
                                                  sum + slab * volume * c_in * width);

@@ -14,6 +14,9 @@
 namespace sparsereco {
 namespace {
 
+// Numbers of a tile are in registers only if the compiler unrolls its loops before it decides what is in memory.
+#define SPARSERECO_UNROLL _Pragma("GCC unroll 8")
+
 template <typename T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(SPARSERECO_VECTOR), may_alias));
@@ -31,6 +34,11 @@ constexpr int rows_of_tile(int vectors) {
   return rows < 8 ? rows : 8;
 }
 
+template <typename T>
+inline void fetch(const T* row, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c);
+}
+
 // Takes the pairs of output rows before `end` from the front of a list: they are read next anyway.
 inline PairList take_until(PairList& list, int64_t end) {
   int64_t size = 0;
@@ -41,48 +49,51 @@ inline PairList take_until(PairList& list, int64_t end) {
   return taken;
 }
 
-// --- block[out] += input[in] @ weight ---
+// --- block[out] += input[in] @ weight; without the sum before if `first` ---
 
 template <typename T, int kRows, int kVectors>
 inline void multiply_tile(const T* input, int64_t c_in, const T* weight, int64_t c_out, const int32_t* in,
-                          const int32_t* out, T* block) {
+                          const int32_t* out, bool first, T* block) {
   const T* x[kRows];
   Vector<T> sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
+  SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r) {
     x[r] = input + in[r] * c_in;
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = *reinterpret_cast<const Vector<T>*>(block + out[r] * c_out + v * kLanes<T>);
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
+      sum[r][v] = first ? Vector<T>{} : *reinterpret_cast<const Vector<T>*>(block + out[r] * c_out + v * kLanes<T>);
   }
   for (int64_t c = 0; c < c_in; ++c) {
     Vector<T> w[kVectors];
-    for (int v = 0; v < kVectors; ++v)
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
       w[v] = *reinterpret_cast<const Vector<T>*>(weight + c * c_out + v * kLanes<T>);
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += w[v] * x[r][c];
+    SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r)
+      SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] += w[v] * x[r][c];
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
+  SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r)
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
       *reinterpret_cast<Vector<T>*>(block + out[r] * c_out + v * kLanes<T>) = sum[r][v];
 }
 
 template <typename T, int kRows, int kVectors>
-void multiply(const T* input, int64_t c_in, const T* weight, int64_t c_out, PairList pairs, T* block) {
+void multiply(const T* input, int64_t c_in, const T* weight, int64_t c_out, PairList pairs, bool first, T* block) {
   for (; pairs.size >= kRows; pairs.in += kRows, pairs.out += kRows, pairs.size -= kRows) {
     if (pairs.size >= 2 * kRows)  // the rows of the next tile lie anywhere: no processor fetches them by itself
-      for (int r = kRows; r < 2 * kRows; ++r) __builtin_prefetch(input + pairs.in[r] * c_in);
-    multiply_tile<T, kRows, kVectors>(input, c_in, weight, c_out, pairs.in, pairs.out, block);
+      for (int r = kRows; r < 2 * kRows; ++r) {
+        fetch(input + pairs.in[r] * c_in, c_in);
+        fetch(block + pairs.out[r] * c_out, kVectors * kLanes<T>);
+      }
+    multiply_tile<T, kRows, kVectors>(input, c_in, weight, c_out, pairs.in, pairs.out, first, block);
   }
-  if constexpr (kRows > 1) multiply<T, kRows / 2, kVectors>(input, c_in, weight, c_out, pairs, block);
+  if constexpr (kRows > 1) multiply<T, kRows - 1, kVectors>(input, c_in, weight, c_out, pairs, first, block);
 }
 
 template <typename T, int kVectors = kMaxVectors>
 void multiply_columns(const T* input, int64_t c_in, const T* weight, int64_t c_out, int64_t columns, PairList pairs,
-                      T* block) {
+                      bool first, T* block) {
   constexpr int kWidth = kVectors * kLanes<T>;
   for (; columns >= kWidth; columns -= kWidth, weight += kWidth, block += kWidth)
-    multiply<T, rows_of_tile(kVectors), kVectors>(input, c_in, weight, c_out, pairs, block);
+    multiply<T, rows_of_tile(kVectors), kVectors>(input, c_in, weight, c_out, pairs, first, block);
   if constexpr (kVectors > 1)
-    if (columns > 0) multiply_columns<T, kVectors - 1>(input, c_in, weight, c_out, columns, pairs, block);
+    if (columns > 0) multiply_columns<T, kVectors - 1>(input, c_in, weight, c_out, columns, pairs, first, block);
 }
 
 template <typename T>
@@ -91,34 +102,43 @@ void convolve(const T* input, int64_t c_in, const T* weight, int64_t c_out, Pair
   const int64_t width = padded(c_out), step = block_rows(c_out);
   for (; begin < end; begin += step) {
     const int64_t stop = begin + step < end ? begin + step : end;
-    for (int64_t i = 0; i < (stop - begin) * width; ++i) block[i] = 0;
-    for (int64_t k = 0; k < volume; ++k)
-      multiply_columns<T>(input, c_in, weight + lists[k].offset * c_in * width, width, width,
-                          take_until(lists[k], stop), block - begin * width);
+    T* sum = width == c_out ? output + begin * width : block;
+    for (int64_t k = 0; k < volume; ++k) {
+      const PairList pairs = take_until(lists[k], stop);
+      const bool all = pairs.size == stop - begin;  // as for the centre of a submanifold convolution
+      if (k == 0 && !all)
+        for (int64_t i = 0; i < (stop - begin) * width; ++i) sum[i] = 0;
+      multiply_columns<T>(input, c_in, weight + pairs.offset * c_in * width, width, width, pairs, k == 0 && all,
+                          sum - begin * width);
+    }
+    if (width == c_out) continue;
     for (int64_t row = begin; row < stop; ++row)
-      for (int64_t c = 0; c < c_out; ++c) output[row * c_out + c] = block[(row - begin) * width + c];
+      for (int64_t c = 0; c < c_out; ++c) output[row * c_out + c] = sum[(row - begin) * width + c];
   }
 }
 
 // --- weight += input[in]^T @ grad[out] ---
 
+constexpr int64_t kAhead = 12;  // pairs between the one that is multiplied and the one that is fetched
+
 template <typename T, int kRows, int kVectors>
 inline void correlate_tile(const T* input, int64_t c_in, const T* grad, int64_t c_out, const PairList& pairs,
                            T* weight) {
   Vector<T> sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
+  SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r)
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
       sum[r][v] = *reinterpret_cast<const Vector<T>*>(weight + r * c_out + v * kLanes<T>);
   for (int64_t p = 0; p < pairs.size; ++p) {
     const T* x = input + pairs.in[p] * c_in;
+    fetch(input + pairs.in[p + kAhead < pairs.size ? p + kAhead : p] * c_in, 1);
     Vector<T> g[kVectors];
-    for (int v = 0; v < kVectors; ++v)
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
       g[v] = *reinterpret_cast<const Vector<T>*>(grad + pairs.out[p] * c_out + v * kLanes<T>);
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += g[v] * x[r];
+    SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r)
+      SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] += g[v] * x[r];
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
+  SPARSERECO_UNROLL for (int r = 0; r < kRows; ++r)
+    SPARSERECO_UNROLL for (int v = 0; v < kVectors; ++v)
       *reinterpret_cast<Vector<T>*>(weight + r * c_out + v * kLanes<T>) = sum[r][v];
 }
 
@@ -127,7 +147,7 @@ void correlate(const T* input, int64_t c_in, const T* grad, int64_t c_out, int64
                T* weight) {
   for (; rows >= kRows; rows -= kRows, input += kRows, weight += kRows * c_out)
     correlate_tile<T, kRows, kVectors>(input, c_in, grad, c_out, pairs, weight);
-  if constexpr (kRows > 1) correlate<T, kRows / 2, kVectors>(input, c_in, grad, c_out, rows, pairs, weight);
+  if constexpr (kRows > 1) correlate<T, kRows - 1, kVectors>(input, c_in, grad, c_out, rows, pairs, weight);
 }
 
 template <typename T, int kVectors = kMaxVectors>
@@ -140,19 +160,16 @@ void correlate_columns(const T* input, int64_t c_in, const T* grad, int64_t c_ou
     if (columns > 0) correlate_columns<T, kVectors - 1>(input, c_in, grad, c_out, columns, pairs, weight);
 }
 
-constexpr int64_t kWindow = 512;  // output rows whose inputs and gradients stay in the second-level cache for all offsets
-constexpr int64_t kBatch = 64;    // pairs whose inputs and gradients stay in the first-level cache for all tiles
+constexpr int64_t kWindow = 1 << 19;  // bytes of inputs and gradients in the second-level cache, for all offsets
 
 template <typename T>
 void weight_gradient(const T* input, int64_t c_in, const T* grad, int64_t c_out, PairList* lists, int64_t volume,
                      int64_t begin, int64_t end, T* weight) {
-  for (; begin < end; begin += kWindow)
+  const int64_t window = kWindow / ((c_in + c_out) * sizeof(T)) + 1;
+  for (; begin < end; begin += window)
     for (int64_t k = 0; k < volume; ++k) {
-      PairList pairs = take_until(lists[k], begin + kWindow < end ? begin + kWindow : end);
-      for (; pairs.size > 0; pairs.in += kBatch, pairs.out += kBatch, pairs.size -= kBatch) {
-        const PairList batch = {pairs.in, pairs.out, pairs.size < kBatch ? pairs.size : kBatch, pairs.offset};
-        correlate_columns<T>(input, c_in, grad, c_out, c_out, batch, weight + pairs.offset * c_in * c_out);
-      }
+      const PairList pairs = take_until(lists[k], begin + window < end ? begin + window : end);
+      correlate_columns<T>(input, c_in, grad, c_out, c_out, pairs, weight + pairs.offset * c_in * c_out);
     }
 }
 
