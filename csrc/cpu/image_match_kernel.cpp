@@ -2,6 +2,7 @@
 // light up the voxels, once to collect the derivatives, and nothing between is written to memory.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "clones.h"
 #include "images.h"
@@ -49,16 +50,18 @@ SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t ba
     empty[c] = 0;
   }
   constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
-  double value_sum = 0, slope_sum = 0;
-#pragma omp simd reduction(+ : value_sum, slope_sum)
+  // Nothing cancels in these sums: of a few terms in each lane of a vector, they need no more digits than the terms.
+  std::conditional_t<slow, double, scalar_t> empty_value = 0, empty_slope = 0;
+#pragma omp simd reduction(+ : empty_value, empty_slope)
   for (int32_t c = 0; c < crop.cells(); ++c) {
     slope[c] = 0;
     if (slow && empty[c] == 0) continue;
     const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
     slope[c] = empty[c] * term.slope;
-    value_sum += empty[c] * term.value;
-    slope_sum += slope[c];
+    empty_value += empty[c] * term.value;
+    empty_slope += slope[c];
   }
+  double value_sum = empty_value, slope_sum = empty_slope;
   for (int64_t m = first; m < last; ++m) {
     const int32_t c = measured.cell(m, crop);
     if (c < 0) continue;
@@ -90,6 +93,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
     scalar_t* light = scratch.light.data();
     scalar_t* slope = scratch.slope.data();
     if (share > 0) {
+      for (int32_t c = 0; c < crop.cells(); ++c) light[c] *= scratch.inside[c];
       leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.leaked.data());
       light = scratch.leaked.data();
     }
