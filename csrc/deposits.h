@@ -55,6 +55,7 @@ struct Edge : Upper<scalar_t> {
 template <typename scalar_t>
 struct Softness {
   scalar_t half_width, sharpness, steepness;
+  scalar_t zero = 0, one = 1;  // variables: with constants, GCC 12 splits edge() into masked cases
   explicit Softness(double softness)
       : half_width(static_cast<scalar_t>(softness)),
         sharpness(static_cast<scalar_t>(softness > 1e-30 ? 0.5 / softness : 5e29)),
@@ -69,8 +70,8 @@ SPARSERECO_HD Edge<scalar_t> edge(scalar_t position, int32_t voxels, const Softn
   near = near < size ? near : size;
   const int32_t plane = static_cast<int32_t>(near + scalar_t(0.5));
   scalar_t t = (position - static_cast<scalar_t>(plane)) * soft.sharpness + scalar_t(0.5);
-  t = t > 0 ? t : scalar_t(0);
-  t = t < 1 ? t : scalar_t(1);
+  t = t > soft.zero ? t : soft.zero;
+  t = t < soft.one ? t : soft.one;
   const bool lit = (position > -soft.half_width) & (position < size + soft.half_width);
   const scalar_t square = t * t;
   return {{square * (3 - 2 * t), (t - square) * soft.steepness}, plane, lit ? scalar_t(1) : scalar_t(0)};

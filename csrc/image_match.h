@@ -128,7 +128,7 @@ SPARSERECO_HD Term<scalar_t> measured_term(scalar_t mean, scalar_t signal, scala
   const scalar_t excess = mean - signal;
   if constexpr (poisson) {
     if (signal == 0) return {2 * mean, 2};
-    return {2 * (excess + signal * static_cast<scalar_t>(log(signal / mean))), 2 * excess / mean};
+    return {2 * (excess + signal * std::log(signal / mean)), 2 * excess / mean};
   } else {
     const scalar_t pull = excess / variance;
     return {excess * pull, 2 * pull};

@@ -2,6 +2,7 @@
 // light up the voxels, once to collect the derivatives, and nothing between is written to memory.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "clones.h"
 #include "images.h"
@@ -22,6 +23,23 @@ SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __res
     const scalar_t around = from[c - x] + from[c + x] + from[c - y] + from[c + y] + from[c - 1] + from[c + 1];
     to[c] = inside[c] * ((1 - 6 * share) * from[c] + share * around);
   }
+}
+
+// Calls for rows of the next image while one is worked on: by itself, a CPU follows a stream only to the end of a page.
+template <int write, typename scalar_t>
+SPARSERECO_HD void prefetch(const scalar_t* from, int64_t numbers) {
+  constexpr int kLine = 64 / sizeof(scalar_t), kSecondCache = 2;
+  for (int64_t j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kSecondCache);
+}
+
+template <typename scalar_t>
+SPARSERECO_HD void prefetch_all(const Deposits<scalar_t>& deposits, int64_t row, int64_t rows,
+                                const Match<scalar_t>& match) {
+  prefetch<0>(deposits.position + 3 * row, 3 * rows);
+  prefetch<0>(deposits.charge + row, rows);
+  if (match.grad_position == nullptr) return;
+  prefetch<1>(match.grad_position + 3 * row, 3 * rows);
+  prefetch<1>(match.grad_charge + row, rows);
 }
 
 // Sums over the voxels of an image, and the lowest fault of the measured one.
@@ -49,16 +67,18 @@ SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t ba
     empty[c] = 0;
   }
   constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
-  double value_sum = 0, slope_sum = 0;
-#pragma omp simd reduction(+ : value_sum, slope_sum)
+  // Nothing cancels in these sums: of a few terms in each lane of a vector, they need no more digits than the terms.
+  std::conditional_t<slow, double, scalar_t> empty_value = 0, empty_slope = 0;
+#pragma omp simd reduction(+ : empty_value, empty_slope)
   for (int32_t c = 0; c < crop.cells(); ++c) {
     slope[c] = 0;
     if (slow && empty[c] == 0) continue;
     const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
     slope[c] = empty[c] * term.slope;
-    value_sum += empty[c] * term.value;
-    slope_sum += slope[c];
+    empty_value += empty[c] * term.value;
+    empty_slope += slope[c];
   }
+  double value_sum = empty_value, slope_sum = empty_slope;
   for (int64_t m = first; m < last; ++m) {
     const int32_t c = measured.cell(m, crop);
     if (c < 0) continue;
@@ -86,10 +106,13 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
 
     const int64_t k = index[i];
     const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
+    // The next image is taken to be of the same size: its offsets are not yet checked.
+    if (i + 1 < end) prefetch_all(deposits, last, std::min(last - first, deposits.count - last), match);
     const Census census = splat(deposits, first, last, crop, soft, scratch);
     scalar_t* light = scratch.light.data();
     scalar_t* slope = scratch.slope.data();
     if (share > 0) {
+      for (int32_t c = 0; c < crop.cells(); ++c) light[c] *= scratch.inside[c];
       leak(scratch.light.data(), scratch.inside.data(), crop, share, scratch.leaked.data());
       light = scratch.leaked.data();
     }

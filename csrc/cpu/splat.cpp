@@ -102,10 +102,7 @@ SPARSERECO_HD void add_up(const Located<scalar_t>& at, int n, const Crop& crop, 
 template <typename scalar_t>
 SPARSERECO_HD Census splat_any(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
                                const Softness<scalar_t>& soft, Scratch<scalar_t>& scratch) {
-  const int32_t cells = crop.cells();
-  scalar_t* __restrict__ light = scratch.light.data();
-  const scalar_t* __restrict__ inside = scratch.inside.data();
-  std::fill_n(light, cells, scalar_t(0));
+  std::fill(scratch.light.begin(), scratch.light.end(), scalar_t(0));
   int64_t dropped = last - first;
   bool sound = true;
   for (int64_t start = first; start < last; start += kBlock) {
@@ -113,9 +110,8 @@ SPARSERECO_HD Census splat_any(const Deposits<scalar_t>& deposits, int64_t first
     const Tally tally = locate(deposits, start, n, crop, soft, scratch.located);
     dropped -= tally.lit;
     sound &= tally.sound;
-    add_up(scratch.located, n, crop, light);
+    add_up(scratch.located, n, crop, scratch.light.data());
   }
-  for (int32_t c = 0; c < cells; ++c) light[c] *= inside[c];
   return {dropped, sound ? kNoFault : find_fault(deposits, first, last)};
 }
 

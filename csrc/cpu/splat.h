@@ -16,10 +16,10 @@ constexpr int kBlock = 512;  // deposits that are located at once: what is kept 
 template <typename scalar_t>
 struct Located {
   int64_t start = -1;  // none yet
-  int32_t cell[kBlock];
-  scalar_t low[kBlock], high[kBlock];        // light for the lower and the upper layer of voxels along x
-  scalar_t x[kBlock], y[kBlock], z[kBlock];  // share of the upper layer, and its derivative
-  scalar_t slope_x[kBlock], slope_y[kBlock], slope_z[kBlock];
+  alignas(64) int32_t cell[kBlock];                      // aligned, so that no vector lies across two cache lines
+  alignas(64) scalar_t low[kBlock], high[kBlock];        // light for the lower and the upper layer of voxels along x
+  alignas(64) scalar_t x[kBlock], y[kBlock], z[kBlock];  // share of the upper layer, and its derivative
+  alignas(64) scalar_t slope_x[kBlock], slope_y[kBlock], slope_z[kBlock];
 };
 
 // Buffers of one thread; images have the border of the crop.
@@ -43,7 +43,7 @@ struct Census {
   int64_t dropped, fault;
 };
 
-// Fills scratch.light with the light of deposits [first, last); its border is zero.
+// Fills scratch.light with the light of deposits [first, last); its border has what falls out of the image.
 template <typename scalar_t>
 Census splat(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
              const Softness<scalar_t>& soft, Scratch<scalar_t>& scratch);
