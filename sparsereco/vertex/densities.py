@@ -61,7 +61,7 @@ def number_probability(more: Tensor, seen: Tensor) -> Tensor:
     """(V, S + 1) probability of each number of hadrons.
 
     The number that is seen at once and the number at which the steps stop are two estimates of the same; their
-    geometric mean is better than either.
+    geometric mean is taken.
 
     Args:
         more: (V, S) probability, at each step, that there is another hadron.

@@ -17,8 +17,8 @@ def row(images: int, rounds: int, peak: float, copy: float) -> dict[str, Any]:
     deposits = images * 6 * 64
     # Additions and multiplications: 130 per deposit (kernels of csrc/deposits.h, twice its edges), 10 per voxel.
     flops = (130 * deposits + 10 * 343 * images) / ours
-    # Each pass reads and writes four floats per deposit: position and charge, or derivatives.
-    bandwidth = 64 * deposits / ours
+    # Four floats per deposit are read, position and charge, and four are written, their derivatives.
+    bandwidth = 32 * deposits / ours
     result = {
         "images": images,
         "seconds": ours,
