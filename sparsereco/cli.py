@@ -5,6 +5,7 @@ Light on purpose: a tool prints its help before torch, uproot or awkward are imp
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import re
@@ -41,6 +42,7 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     verbose = "-v" in argv or "--verbose" in argv  # needed before, and if ever, the arguments are parsed
     # A batch system ends a job with SIGTERM: it cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _keep_memory_together()
     try:
         run(argv)
     except SystemExit as stop:  # --help and --version
@@ -55,6 +57,19 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         _complain(f"{type(error).__name__}: {error}" + ("" if verbose else " (-v shows where)"), verbose)
         return FAILED
     return DONE
+
+
+def _keep_memory_together() -> None:
+    """Has glibc keep one arena of memory, not one per thread: with several, memory grows with the length of a run.
+
+    Blocks of ever other sizes come and go with each batch, and what one arena has free, the others cannot use.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # other C libraries go without
+        library.mallopt(_M_ARENA_MAX, 1)
+
+
+_M_ARENA_MAX = -8  # of <malloc.h>
 
 
 def _complain(message: str, verbose: bool) -> None:
