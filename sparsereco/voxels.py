@@ -115,6 +115,22 @@ def rank_in_group(group: Tensor) -> Tensor:
     return torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
 
 
+def rows_of(offsets: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
+    """All rows of some events, one after the other; an event may be named several times.
+
+    Args:
+        offsets: (B + 1,) int64, as of `Voxels`.
+        events: (E,) int64, which events.
+
+    Returns:
+        (R,) int64 place in ``events``, ascending, and (R,) int64 row.
+    """
+    counts = offsets.diff()[events]
+    owner = torch.repeat_interleave(torch.arange(len(events), device=events.device), counts)
+    first = offsets[events] - (counts.cumsum(0) - counts)
+    return owner, torch.arange(len(owner), device=events.device) + first[owner]
+
+
 def connected_pieces(voxels: Voxels) -> tuple[Tensor, int]:
     """Connected pieces of 3D events over the 26 neighbours: (N,) piece of each voxel, and how many there are."""
     n = len(voxels.coords)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsereco.voxels import VoxelError, Voxels, rank_in_group
+from sparsereco.voxels import VoxelError, Voxels, rank_in_group, rows_of
 
 GRID = (4, 5, 6)
 
@@ -152,3 +152,11 @@ def test_to_moves_every_tensor() -> None:
 def test_the_rank_starts_anew_in_each_group() -> None:
     assert rank_in_group(torch.tensor([0, 0, 0, 2, 5, 5])).tolist() == [0, 1, 2, 0, 0, 1]
     assert rank_in_group(torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+def test_the_rows_of_events() -> None:
+    """In the order in which events are named; empty ones have none, and one that is named twice has its rows twice."""
+    owner, row = rows_of(torch.tensor([0, 2, 2, 5]), torch.tensor([2, 1, 0, 2]))
+    assert row.tolist() == [2, 3, 4, 0, 1, 2, 3, 4]
+    assert owner.tolist() == [0, 0, 0, 2, 2, 3, 3, 3]
+    assert [part.tolist() for part in rows_of(torch.tensor([0, 2]), torch.zeros(0, dtype=torch.int64))] == [[], []]

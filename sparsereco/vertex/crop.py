@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsereco.voxels import Voxels, rank_in_group
+from sparsereco.voxels import Voxels, rank_in_group, rows_of
 
 HALF = 3
 """A crop reaches this many voxels from its central one: 7 x 7 x 7."""
@@ -59,9 +59,7 @@ def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = REACH
         centre: (V, 3) int64, central voxel of each crop.
         reach: hits up to this many voxels from the centre.
     """
-    counts = hits.offsets.diff()[event]
-    crop = torch.repeat_interleave(torch.arange(len(centre)), counts)
-    row = torch.arange(len(crop)) + (hits.offsets[event] - (counts.cumsum(0) - counts))[crop]
+    crop, row = rows_of(hits.offsets, event)
     near = distance(hits.coords[row], centre[crop]) <= reach
     row, crop = row[near], crop[near]
     counts = torch.bincount(crop, minlength=len(centre))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.vertex.crop import HALF, distance
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, rows_of
 
 _INNER = 2
 """Voxels nearer to the centre of the crop may hold the vertex and its hadrons: they take no part [voxels]."""
@@ -61,9 +61,7 @@ def fit_lines(
     Returns:
         Point, direction and light per length after the fit.
     """
-    counts = around.offsets.diff()[crop]
-    line = torch.repeat_interleave(torch.arange(len(crop)), counts)
-    row = torch.arange(len(line)) + (around.offsets[crop] - (counts.cumsum(0) - counts))[line]
+    line, row = rows_of(around.offsets, crop)
     place, signal = around.coords[row] - centre[crop[line]], around.signal[row]
     ring = distance(place, torch.zeros_like(place))
     place = place.float()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsereco.kinematics import MUON, energy_of_range
 from sparsereco.vertex.crop import HALF, Tracks, distance, surroundings
-from sparsereco.voxels import Voxels, connected_pieces, rank_in_group
+from sparsereco.voxels import Voxels, connected_pieces, rank_in_group, rows_of
 
 UNKNOWN = -1.0
 """Energy of a track that does not stop in the detector, or cannot be followed to its end [MeV]."""
@@ -59,7 +59,7 @@ def stopping_energy(hits: Voxels, event: Tensor, centre: Tensor, tracks: Tracks,
     piece, n_pieces = connected_pieces(shell)
 
     # Every track with all hits of its crop; then only those of the piece that begins where the track does.
-    track, row = _pairs(shell.offsets, tracks.crop)
+    track, row = rows_of(shell.offsets, tracks.crop)
     place = shell.coords[row].float() - centre[tracks.crop[track]].float()
     far = (place - tracks.point[track]).norm(dim=1)
     nearest = torch.full((len(tracks),), torch.inf).scatter_reduce_(0, track, far, "amin")
@@ -83,13 +83,6 @@ def stopping_energy(hits: Voxels, event: Tensor, centre: Tensor, tracks: Tracks,
     stops = alone & inside & (light > _RISE * _END * tracks.light) & (hits_of < _WIDTH * length)
     known = energy_of_range((length * pitch).double().cpu().numpy(), MUON)
     return torch.where(stops, torch.as_tensor(known, dtype=energy.dtype, device=energy.device), energy)
-
-
-def _pairs(offsets: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:
-    """Each track with each hit of its crop: (P,) track and (P,) row."""
-    counts = offsets.diff()[crop]
-    track = torch.repeat_interleave(torch.arange(len(crop)), counts)
-    return track, torch.arange(len(track)) + (offsets[crop] - (counts.cumsum(0) - counts))[track]
 
 
 def _followed(tracks: Tracks, track: Tensor, place: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
