@@ -60,16 +60,24 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
 
 
 def _keep_memory_together() -> None:
-    """Has glibc keep one arena of memory, not one per thread: with several, memory grows with the length of a run.
-
-    Blocks of ever other sizes come and go with each batch, and what one arena has free, the others cannot use.
-    """
+    """Has glibc keep one arena of memory, not one per thread: what one has free, the others cannot use."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # other C libraries go without
         library.mallopt(_M_ARENA_MAX, 1)
 
 
 _M_ARENA_MAX = -8  # of <malloc.h>
+
+
+def release_memory() -> None:
+    """Gives memory that is free back to the system, where the C library is glibc.
+
+    Blocks of ever other sizes come and go with each batch of events and leave gaps: without this, memory grows with the
+    length of a run.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _complain(message: str, verbose: bool) -> None:

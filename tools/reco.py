@@ -70,7 +70,7 @@ def vertex_parser() -> jsonargparse.ArgumentParser:
     add("--entry-stop", type=int | None, metavar="N", help="first entry not to read, counted likewise")
     add("-n", "--max-events", type=int | None, metavar="N", help="at most this many events")
     add(
-        "--step-size", type=int | str, default="10 MB", metavar="SIZE", help="what to read at a time: events, or memory"
+        "--step-size", type=int | str, default="3 MB", metavar="SIZE", help="what to read at a time: events, or memory"
     )
     add("--device", default="auto", help="torch device; auto is the GPU where there is one")
     add("--seed", type=int, default=0, help="seed of the random numbers")
@@ -186,6 +186,7 @@ def reconstruct(
             events += len(found)
             vertices += int(ak.count(found["vtx_score"]))
             advance(len(found))
+            cli.release_memory()
         writer.provenance(
             {
                 **environment(record["command"]),
