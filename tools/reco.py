@@ -69,9 +69,7 @@ def vertex_parser() -> jsonargparse.ArgumentParser:
     add("--entry-start", type=int | None, metavar="N", help="first entry, counted over all inputs together")
     add("--entry-stop", type=int | None, metavar="N", help="first entry not to read, counted likewise")
     add("-n", "--max-events", type=int | None, metavar="N", help="at most this many events")
-    add(
-        "--step-size", type=int | str, default="3 MB", metavar="SIZE", help="what to read at a time: events, or memory"
-    )
+    add("--step-size", type=int | str, default="3 MB", metavar="SIZE", help="what to read at a time: events, or memory")
     add("--device", default="auto", help="torch device; auto is the GPU where there is one")
     add("--seed", type=int, default=0, help="seed of the random numbers")
     add("--skip-bad-files", action="store_true", help="go on after a file that cannot be read, list it at the end")
