@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparsereco import checkpoint
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Schedule:
 
 
 def fit(
-    model: nn.Module,
+    model: Model,
     losses: Callable[[torch.Generator], dict[str, Tensor]],
     schedule: Schedule,
     folder: Path,
     resume: bool = False,
     report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-) -> nn.Module:
+) -> Model:
     """Trains a model and returns its running average.
 
     Args:
@@ -102,7 +104,8 @@ def fit(
         if rank == 0 and (time.monotonic() - saved > schedule.save_every or step == schedule.steps):
             keep()
             saved = time.monotonic()
-    return average.module
+    best: Any = average.module  # a copy of the model, which its type does not say
+    return best
 
 
 def _optimisers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

@@ -1,0 +1,90 @@
+"""`tools/evaluate.py vertex`: vertices and hadrons against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from sparsereco import cli
+from sparsereco.commands import common
+from sparsereco.schema import RECO, TRUTH
+
+TEXT = """\
+Vertices and hadrons against the truth.
+
+Reads a tree `reco` as tools/reco.py writes it, a tree `truth` with the same events in the same order, and, where the
+file of the truth has them, the hits for baselines that need no network. Prints a table; writes report.json (all
+numbers), report.html (one self-contained page) and figures/ into the output directory; -f replaces them as a whole.
+
+example:
+  tools/evaluate.py vertex reco.root sample.root -o report
+
+exit codes: 0 done, 1 failed while running, 2 wrong usage, file or branch, 130 interrupted
+"""
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Options of `evaluate.py vertex`."""
+    parser = common.evaluate_parser(TEXT)
+    parser.add_argument("reco", metavar="RECO[:TREE]", help="reconstruction; tree `reco` unless named")
+    parser.add_argument("truth", metavar="TRUTH[:TREE]", help="truth; tree `truth` unless named, hits from tree `hits`")
+    return parser
+
+
+def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
+    """Compares, prints and writes."""
+    log = cli.set_up_logging(args.quiet, args.verbose)
+
+    from sparsereco import files, plots, report
+    from sparsereco.baselines import Baselines, baselines
+    from sparsereco.events import check_finite, check_same_events, detector_of, has_tree, hits_of, read_provenance
+    from sparsereco.io import HITS, read, survey
+    from sparsereco.metrics import compare, summarise
+    from sparsereco.provenance import environment
+
+    directory = Path(args.output)
+    files.check_directory(directory, args.force)
+    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reco_sources, truth_sources = survey([args.reco], RECO), survey([args.truth], TRUTH)
+    reco, truth = read(args.reco, RECO), read(args.truth, TRUTH)
+    check_same_events(reco, truth, args.reco, args.truth)
+    check_finite(reco, RECO, args.reco, but=["vtx_deviance"])  # which is not evaluated, and NaN where nothing is fitted
+    check_finite(truth, TRUTH, args.truth)
+    made = read_provenance(reco_sources[0].file)
+
+    comparison = compare(truth, reco)
+    if all(has_tree(source.file, HITS) for source in truth_sources):
+        simple = baselines(hits_of(truth_sources, truth), truth, reco, comparison, detector_of(made))
+    else:
+        simple = Baselines({}, {}, f"No baselines: {args.truth} has no tree 'hits'.")
+    summary = summarise(comparison, simple.energy, simple.vertex)
+    figures = plots.figures(comparison, summary, simple.energy, simple.vertex) if len(truth) else {}
+
+    inputs = [
+        {"file": source.file, "tree": source.tree, "uuid": source.uuid, "entries": source.entries}
+        for source in (*reco_sources, *truth_sources)
+    ]
+    provenance = {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made}
+    images = {name: report.render(figure, "png") for name, figure in figures.items()}
+    facts = f"{args.reco} against {args.truth}, {len(truth):,} events; errors are statistical, one standard deviation"
+    sections = report.vertex_sections(summary, images, simple.note)
+    page = report.to_html("Vertex reconstruction against truth", facts, sections, images, provenance)
+    rendered = {f"{name}.png": image for name, image in images.items()}
+    if args.pdf:
+        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in figures.items()}
+    numbers = {
+        "system": "vertex",
+        "note": simple.note,
+        **summary,
+        "figures": sorted(rendered),
+        "provenance": provenance,
+    }
+    files.replace_directory(directory / "figures", rendered)
+    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
+
+    common.print_table(facts, report.headline_rows(summary), simple.note)
+    log.info("%s: report.html, report.json, %d figures", directory, len(figures))
+
+
+COMMAND = common.Command("vertices and hadrons", TEXT, parser, run)
