@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,7 @@ def fit(
     folder: Path,
     resume: bool = False,
     report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    pace: Mapping[str, float] = MappingProxyType({}),
 ) -> Model:
     """Trains a model and returns its running average.
 
@@ -60,9 +62,10 @@ def fit(
         folder: where ``last.pt`` is kept for ``resume``.
         resume: go on from ``folder/last.pt``.
         report: called every 50 steps with the mean losses since the last call, and ``events/s``.
+        pace: factors on the learning rate of parts of the model, by their names.
     """
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.average))
-    optimisers = _optimisers(model, schedule)
+    optimisers = _optimisers(model, schedule, pace)
     rates = [torch.optim.lr_scheduler.LambdaLR(one, lambda step: _rate(step, schedule)) for one in optimisers]
     parts: dict[str, Any] = {"model": model, "average": average}
     for i, (optimiser, rate) in enumerate(zip(optimisers, rates, strict=True)):
@@ -108,24 +111,25 @@ def fit(
     return best
 
 
-def _optimisers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimisers(model: nn.Module, schedule: Schedule, pace: Mapping[str, float]) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of linear layers, AdamW for the rest.
 
     Muon moves all directions of a matrix alike: on the decomposer, 500 steps of it were worth more than twice as many
     of AdamW. Its steps are scaled to those of AdamW, so one learning rate serves both (arXiv 2502.16982).
     """
-    matrices = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
-    taken = {id(weight) for weight in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    lr, decay = schedule.learning_rate, schedule.weight_decay
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)]
-    if matrices:
-        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        optimisers.append(muon)
+    matrices = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        decay = schedule.weight_decay if weight.ndim > 1 else 0.0
+        rate = schedule.learning_rate * pace.get(name.split(".")[0], 1.0)
+        groups.setdefault((id(weight) in matrices, decay, rate), []).append(weight)
+    muon, rest = (
+        [{"params": weights, "weight_decay": decay, "lr": rate} for (is_matrix, decay, rate), weights in groups.items()
+         if is_matrix == wanted] for wanted in (True, False)
+    )  # fmt: skip
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=(0.9, 0.98), fused=True)] if rest else []
+    if muon:
+        optimisers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
     return optimisers
 
 

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
+TRAINING = {"training", "adversary"}
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io"},  # knows neither torch nor models
     {"cli", "ops", "reference", "convolution"},
@@ -39,8 +40,8 @@ def imports(path: Path) -> set[str]:
 
 def part(names: list[str]) -> str:
     """Which part of the layout sparsereco.<names> belongs to."""
-    if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain", "training"}:
-        return "stage" if names[1] in STAGES else names[1]
+    if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain", *TRAINING}:
+        return "stage" if names[1] in STAGES else "training" if names[1] in TRAINING else names[1]
     return names[0]
 
 

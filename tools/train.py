@@ -12,6 +12,7 @@ from sparsereco.commands.common import dispatch
 STAGES = {
     "finder": train_vertex.FINDER,
     "decomposer": train_vertex.DECOMPOSER,
+    "generator": train_vertex.GENERATOR,
 }
 
 

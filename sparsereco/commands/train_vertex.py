@@ -1,4 +1,4 @@
-"""`tools/train.py finder` and `decomposer`: the stages of the vertex chain."""
+"""`tools/train.py finder`, `decomposer` and `generator`: the stages of the vertex chain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from sparsereco.commands.common import Command
 from sparsereco.sim.compose import TrackBank
 from sparsereco.sim.geant4 import Bank
 from sparsereco.train import Schedule
+from sparsereco.vertex.adversary import Adversaries, ImageStream
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.finder import Finder, FinderConfig
+from sparsereco.vertex.generator import Generator, GeneratorConfig
 from sparsereco.vertex.training import EventStream, calibrate, decomposer_step, finder_step, measure_track_light
 
 TEXT = """\
@@ -75,6 +77,30 @@ class DecomposerTraining:
     """Bank of tracks that are not trained on: the predicted errors are calibrated on them."""
 
 
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """How the generator is trained."""
+
+    network: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The generator."""
+    critic_width: int = 96
+    """Features of a voxel in the critic."""
+    penalty: float = 10.0
+    """Weight of the critic's gradient penalty."""
+    pace: float = 0.03
+    """Learning rate of the generator, over that of the critic, which has to keep up."""
+    images: ImageStream = field(default_factory=ImageStream)
+    """The images."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """How long and how fast."""
+    start: str | None = None
+    """Checkpoint of a generator to start from; null: the formulas alone."""
+    output: str = "runs/generator"
+    """Folder of checkpoints, log and result."""
+    processes: int = 2
+    """Processes with one thread each that share every batch: on a CPU faster than one with several threads."""
+
+
 def run_finder(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the finder."""
     settings = cli.build(FinderTraining, args)
@@ -127,18 +153,47 @@ def train_decomposer(rank: int, settings: DecomposerTraining, resume: bool, quie
         save(best, "decomposer", settings, metrics=metrics)
 
 
-def save(model: nn.Module, stage: str, settings: FinderTraining | DecomposerTraining, **info: Any) -> None:
+def run_generator(args: jsonargparse.Namespace, argv: list[str]) -> None:
+    """Trains the generator against its critic."""
+    settings = cli.build(GeneratorTraining, args)
+    cli.set_up_logging(args.quiet, args.verbose)
+    training.check_training(settings, args.resume, [settings.images.bank])
+    training.in_processes(train_generator, settings, args.resume, args.quiet)
+
+
+def train_generator(rank: int, settings: GeneratorTraining, resume: bool, quiet: bool) -> None:
+    """One process of it."""
+    bank, n = TrackBank(Bank.load(settings.images.bank)), settings.schedule.batch_size // settings.processes
+    model = Adversaries(settings.network, settings.critic_width)
+    if settings.start:
+        model.generator = checkpoint.load(settings.start, Generator, GeneratorConfig)
+
+    def losses(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return model.losses(settings.images, bank, n, settings.penalty, generator)
+
+    pace = {"generator": settings.pace}
+    best = training.train("generator", rank, model, losses, settings, resume, quiet, pace=pace)
+    if rank == 0:
+        save(best.generator, "generator", settings)
+
+
+def save(
+    model: nn.Module, stage: str, settings: FinderTraining | DecomposerTraining | GeneratorTraining, **info: Any
+) -> None:
     """Writes the checkpoint that the training is for."""
+    bank = settings.images.bank if isinstance(settings, GeneratorTraining) else settings.events.bank
     checkpoint.save(
         Path(settings.output) / f"{stage}.safetensors",
         model,
         training=dataclasses.asdict(settings),
-        bank_sha256=checkpoint.sha256(settings.events.bank),
+        bank_sha256=checkpoint.sha256(bank),
         **info,
     )
 
 
-FINDER_TEXT, DECOMPOSER_TEXT = TEXT.format(stage="finder"), TEXT.format(stage="decomposer")
+FINDER_TEXT, DECOMPOSER_TEXT, GENERATOR_TEXT = (
+    TEXT.format(stage=stage) for stage in ("finder", "decomposer", "generator")
+)
 
 FINDER = Command(
     "the finder of the vertex chain",
@@ -151,4 +206,10 @@ DECOMPOSER = Command(
     DECOMPOSER_TEXT,
     partial(training.training_parser, DECOMPOSER_TEXT, DecomposerTraining),
     run_decomposer,
+)
+GENERATOR = Command(
+    "the generator of single-particle images of the vertex chain",
+    GENERATOR_TEXT,
+    partial(training.training_parser, GENERATOR_TEXT, GeneratorTraining),
+    run_generator,
 )

@@ -90,12 +90,13 @@ def train(
     settings: Any,
     resume: bool,
     quiet: bool,
+    **options: Any,
 ) -> Model:
-    """`sparsereco.train.fit` with a progress bar and ``log.csv``, both by the first process."""
+    """`sparsereco.train.fit` with its ``options``, a progress bar and ``log.csv``, both by the first process."""
     folder = Path(settings.output)
     with cli.progress(f"train {stage}", settings.schedule.steps, "steps", quiet or rank > 0) as advance:
         log = Log(folder / "log.csv", advance) if rank == 0 else lambda step, values: None
-        return fit(model, losses, settings.schedule, folder, resume, log)
+        return fit(model, losses, settings.schedule, folder, resume, log, **options)
 
 
 class Log:

@@ -21,8 +21,11 @@ from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig, a
 
 SIDE = 2 * HALF + 1
 
-SOFTNESS = 0.02
-"""Of the edges of voxels in generated images: as good as hard, and still with a gradient [voxels]."""
+HARD = 0.002
+"""Softness of the edges of voxels that is as good as none [voxels]."""
+
+_SOFT = 0.05
+"""Softness of the edges of voxels in training, for both kinds of images: gradients need edges [voxels]."""
 
 _SHARES = (0.4, 0.15, 0.15, 0.3)  # of the species in a batch
 _REACH = 90.0  # as far as a crop goes from any point of its central voxel [mm]
@@ -48,7 +51,9 @@ class Singles:
     image: Tensor  # (P, SIDE, SIDE, SIDE) expected light [p.e.]
 
 
-def draw_singles(stream: ImageStream, bank: TrackBank, species: Tensor, generator: torch.Generator) -> Singles:
+def draw_singles(
+    stream: ImageStream, bank: TrackBank, species: Tensor, generator: torch.Generator, softness: float = HARD
+) -> Singles:
     """Particles of Geant4 of the species asked for, (P,) index in `GENERATED`, with the light that they leave."""
     n, pitch, response = len(species), stream.detector.pitch, stream.detector.response
     pdg = torch.tensor(GENERATED)[species]
@@ -57,15 +62,15 @@ def draw_singles(stream: ImageStream, bank: TrackBank, species: Tensor, generato
     rotation = random_rotations(n, generator)
     particles = Particles(torch.arange(n), track, pdg, bank.ke[track], rotation, start * pitch)
     made, owner = deposits(bank, particles, n, _REACH)
-    place = torch.floor(made.position / pitch).long()
-    inside = ((place >= 0) & (place < SIDE)).all(1)
-    cell = ((owner * SIDE + place[:, 0]) * SIDE + place[:, 1]) * SIDE + place[:, 2]
     light = response.light_yield * quenched(made.energy, made.dedx, response.birks)
-    image = torch.zeros(n * SIDE**3).index_add_(0, cell[inside], light[inside]).view(n, SIDE, SIDE, SIDE)
+    offsets = torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=n).cumsum(0)])
+    image, _ = ops.soft_voxelize(made.position / pitch, light, offsets, softness=softness, shape=(SIDE,) * 3)
     return Singles(species, particles.ke, particles.direction, start, image)
 
 
-def generate(model: Generator, like: Singles, detector: Detector, generator: torch.Generator) -> Tensor:
+def generate(
+    model: Generator, like: Singles, detector: Detector, generator: torch.Generator, softness: float = HARD
+) -> Tensor:
     """Images (P, SIDE, SIDE, SIDE) of the same particles by the generator [p.e.]; differentiable."""
     image = torch.zeros_like(like.image)
     table = model.hadrons.table()
@@ -83,7 +88,7 @@ def generate(model: Generator, like: Singles, detector: Detector, generator: tor
             (shower.position / pitch).flatten(0, 1),
             shower.light(response.light_yield, response.birks).flatten(),
             offsets,
-            softness=SOFTNESS,
+            softness=softness,
             shape=(SIDE,) * 3,
         )
         image = image.index_copy(0, rows, part)
@@ -140,8 +145,8 @@ class Adversaries(nn.Module):
     ) -> dict[str, Tensor]:
         """The critic's loss on n fresh images of each kind, which the generator ascends."""
         species = torch.multinomial(torch.tensor(_SHARES), n, replacement=True, generator=generator)
-        real = draw_singles(stream, bank, species, generator)
-        made = _Reversed.apply(generate(self.generator, real, stream.detector, generator))
+        real = draw_singles(stream, bank, species, generator, _SOFT)
+        made = _Reversed.apply(generate(self.generator, real, stream.detector, generator, _SOFT))
         lit = ((real.image > 0) | (made.detach() > 0)).nonzero()
         owner, place = lit[:, 0], lit[:, 1:]
         true, false = (_photons(image[tuple(lit.T)], generator) for image in (real.image, made))
@@ -168,5 +173,5 @@ class _Reversed(torch.autograd.Function):
         return image.clone()
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return -gradient

@@ -258,7 +258,7 @@ def _heavy(noise: Tensor, tail: Tensor) -> Tensor:
 def _interpolated(table: Tensor, row: Tensor, ke: Tensor, energies: np.ndarray) -> Tensor:
     """(P, ...) values at energies ``ke`` (P,) of a table (rows, energies, ...), linear between its nodes."""
     nodes = torch.from_numpy(energies).to(ke)
-    low = (torch.searchsorted(nodes, ke.detach(), right=True) - 1).clamp(0, len(energies) - 2)
+    low = (torch.searchsorted(nodes, ke.detach().contiguous(), right=True) - 1).clamp(0, len(energies) - 2)
     # Beyond the table the last piece goes on, which keeps a gradient that leads back.
     fraction = ((ke - nodes[low]) / (nodes[low + 1] - nodes[low])).view(-1, *[1] * (table.ndim - 2))
     below, above = table[row, low], table[row, low + 1]
