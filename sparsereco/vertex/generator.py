@@ -30,6 +30,8 @@ _DELTA_RATE = 0.00875  # delta rays of a fast particle above E, times E: K/2 Z/A
 _ELECTRON_RANGE = 3.89  # of an electron of 1 MeV (L. Katz, A. S. Penfold, Rev. Mod. Phys. 24 (1952) 28) [mm]
 
 _HADRON_ENERGIES = np.arange(0, 80.5, 0.5)
+_COARSE_ENERGIES = np.array([0, 1, 2, 4, 7, 11, 16, 22, 30, 40, 55, 80])  # corrections are smooth
+_COARSE_PLACES = (np.arange(16) + 0.5) / 16
 _MUON_ENERGIES = np.geomspace(200, 2000, 24)
 _DELTA_ENERGIES = np.geomspace(0.02, 10, 24)
 
@@ -113,6 +115,8 @@ class HadronSteps(nn.Module):
     loss: Tensor
     rate: Tensor
     angle: Tensor
+    to_energies: Tensor  # from the values at a few nodes
+    to_places: Tensor
 
     def __init__(self, settings: GeneratorConfig) -> None:
         super().__init__()
@@ -121,15 +125,23 @@ class HadronSteps(nn.Module):
         tables = [_hadron_table(code, self.steps) for code in SPECIES]
         for name, values in zip(("depth", "loss", "rate", "angle"), zip(*tables, strict=True), strict=True):
             self.register_buffer(name, torch.from_numpy(np.stack(values)).float(), persistent=False)
+        places = (np.arange(self.steps) + 0.5) / self.steps
+        for name, fine, nodes in (
+            ("to_energies", _HADRON_ENERGIES, _COARSE_ENERGIES),
+            ("to_places", places, _COARSE_PLACES),
+        ):
+            hats = np.stack([np.interp(fine, nodes, peak) for peak in np.eye(len(nodes))], 1)
+            self.register_buffer(name, torch.from_numpy(hats).float(), persistent=False)
         self.correct = _Correction(len(SPECIES) + 3, 5, settings.width)
 
     def table(self) -> Tensor:
         """(species, energies, 6, K): depth, energy, dE/dx, scattering angle, straggling, tail of each step."""
-        energies = torch.from_numpy(_HADRON_ENERGIES).float()
         place = (torch.arange(self.steps) + 0.5) / self.steps
-        kind = torch.eye(len(SPECIES))[:, None, None].expand(-1, len(energies), self.steps, -1)
-        scalars = torch.stack(torch.broadcast_tensors((energies[:, None] + 3).log() - 3, 2 * place - 1, place**4), -1)
-        out = self.correct(torch.cat([kind, scalars.expand(len(SPECIES), -1, -1, -1)], -1))
+        energy, along = (torch.from_numpy(nodes).float() for nodes in (_COARSE_ENERGIES, _COARSE_PLACES))
+        kind = torch.eye(len(SPECIES))[:, None, None].expand(-1, len(energy), len(along), -1)
+        scalars = torch.stack(torch.broadcast_tensors((energy[:, None] + 3).log() - 3, 2 * along - 1, along**4), -1)
+        coarse = self.correct(torch.cat([kind, scalars.expand(len(SPECIES), -1, -1, -1)], -1))
+        out = torch.einsum("ea,sakc->sekc", self.to_energies, torch.einsum("kp,sapc->sakc", self.to_places, coarse))
         depth = self.depth * (1 + 0.05 * out[..., 0])
         rate = self.rate * (0.2 * out[..., 1]).exp()
         angle = self.angle * (0.5 * out[..., 2]).exp()
