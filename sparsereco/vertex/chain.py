@@ -5,7 +5,9 @@ from sparsereco import VertexChain
 
 chain = VertexChain()
 events = uproot.open("run7.root:hits").arrays()
-chain.light_scale = chain.measure_light(events[:500]).scale
+light = chain.measure_light(events[:500])
+if light.usable:
+    chain.light_scale = light.scale
 reco = chain(events)
 for event in reco:
     print(event.event, event.vtx_x.tolist(), event.part_pdg.tolist(), event.part_ke.tolist())
