@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from sparsereco import checkpoint, ops
 from sparsereco.kinematics import track_range
+from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig, Shower, across
 from sparsereco.vertex.hadrons import SPECIES
 
@@ -169,6 +170,4 @@ def test_checkpoints_of_other_settings_are_refused(trained: Generator, tmp_path:
     checkpoint.save(tmp_path / "other.safetensors", other)
     assert checkpoint.load(tmp_path / "other.safetensors", Generator, GeneratorConfig).settings.width == 8
     with pytest.raises(checkpoint.CheckpointError, match="expected a Decomposer"):
-        from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
-
         checkpoint.load(WEIGHTS, Decomposer, DecomposerConfig)

@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Trains a stage on simulated events. `tools/train.py finder --help` lists the options."""
+"""Trains a stage on simulated events, or fits a response to measured ones.
+
+`tools/train.py finder --help` lists the options of a stage.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import train_vertex
+from sparsereco.commands import train_response, train_vertex
 from sparsereco.commands.common import dispatch
 
 STAGES = {
     "finder": train_vertex.FINDER,
     "decomposer": train_vertex.DECOMPOSER,
     "generator": train_vertex.GENERATOR,
+    "response": train_response.COMMAND,
 }
 
 

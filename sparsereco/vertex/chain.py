@@ -34,6 +34,7 @@ from sparsereco.vertex.crop import MAX_VOXELS, Crops, Tracks, cut_crops, surroun
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig, Decomposition
 from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, embed, find_vertices
 from sparsereco.vertex.hadrons import SPECIES
+from sparsereco.vertex.halo import TrackLight, track_light
 from sparsereco.vertex.light import LightYield, light_yield
 from sparsereco.vertex.ranges import stopping_energy
 from sparsereco.vertex.tracks import find_tracks
@@ -109,6 +110,16 @@ class VertexChain:
         tracks = [self._around(part).tracks.light for part in self._parts(events)]
         light = torch.cat(tracks).cpu() if tracks else torch.zeros(0)
         return light_yield(light * self.light_scale, float(self.decomposer.track_light))
+
+    def track_light(self, events: ak.Array) -> TrackLight:
+        """Light on and beside the tracks that leave the vertices of events: what `halo.fit_response` works from.
+
+        Signals are taken as they are, whatever ``light_scale``. Raises what a call raises.
+        """
+        self._check(events)
+        nears = [self._around(part) for part in self._parts(events)]
+        found = TrackLight.joined([track_light(near.around, near.centre, near.tracks) for near in nears])
+        return TrackLight(found.on.cpu() * self.light_scale, found.beside.cpu() * self.light_scale)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Where new tensors are made. On the CPU they are anyway, and torch's context costs time in every call."""
