@@ -47,6 +47,11 @@ class Problem:
         """(C,) int64, event of each candidate."""
         return self.voxels.event[self.candidate]
 
+    def to(self, device: torch.device | str) -> Problem:
+        """A copy on another device."""
+        moved = (value.to(device) for value in (self.candidate, self.gap, self.line, self.path))
+        return Problem(self.voxels.to(device), *moved)
+
     @property
     def coords(self) -> Tensor:
         """(C, 3) int32, index of each candidate."""

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, softplus
 
 from sparsereco.infill.candidates import FEATURES, MIP, Problem
-from sparsereco.infill.gaps import Gaps
-from sparsereco.infill.tracks import Ends, Lines
 from sparsereco.nn.sparse import SparseUNet
 from sparsereco.voxels import Voxels
 
@@ -117,10 +115,3 @@ def line_charge(expected: Tensor, energy: Tensor, line: Tensor) -> Tensor:
     residual = (said - true) / (true + 2 * MIP)
     return huber_loss(residual, torch.zeros_like(residual), delta=0.2) / 0.2
 
-
-def touched(ends: Ends, lines: Lines, gaps: Gaps, n_events: int) -> Tensor:
-    """(n_events, n_regions) bool: whether a track runs into a gap between boxes. Dead channels are left out."""
-    there = torch.zeros(n_events, gaps.n_regions, dtype=torch.bool)
-    inside = ends.gap < gaps.n_regions
-    there[ends.event[inside], ends.gap[inside]] = True
-    return there
