@@ -1,6 +1,7 @@
 """HDF5 files in: energy segments as edep-sim and larnd-sim write them, and tables of voxels.
 
-A file of segments has a dataset ``segments`` with the fields eventID, trackID, pdgId, dE [MeV] and x_start to z_end [cm].
+A file of segments has a dataset ``segments`` with the fields eventID, trackID, pdgId, dE [MeV] and x_start to z_end
+[cm].
 A file of voxels has a dataset with the fields imageInd, voxx, voxy, voxz (voxel index) and voxdE [MeV].
 """
 
@@ -61,7 +62,9 @@ def read_hdf5(path: str) -> SegmentTable | VoxelTable:
     try:
         with h5py.File(path) as file:
             tables = {name: data.dtype.names or () for name, data in file.items() if isinstance(data, h5py.Dataset)}
-            name = next((n for n, fields in tables.items() if n == "segments" or set(VOXEL_FIELDS) <= set(fields)), None)
+            name = next(
+                (n for n, fields in tables.items() if n == "segments" or set(VOXEL_FIELDS) <= set(fields)), None
+            )
             if name is None:
                 raise InputError(
                     f"{path}: expected a dataset 'segments', or one with the fields {', '.join(VOXEL_FIELDS)}; "

@@ -6,12 +6,13 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import train_vertex
+from sparsereco.commands import train_infill, train_vertex
 from sparsereco.commands.common import dispatch
 
 STAGES = {
     "finder": train_vertex.FINDER,
     "decomposer": train_vertex.DECOMPOSER,
+    "filler": train_infill.COMMAND,
 }
 
 

@@ -28,9 +28,10 @@ TEXT = f"""\
 The missing voxels of tracks that cross gaps between modules, cathodes and dead channels, with their energy.
 
 Reads a tree `hits` (one entry per event: run, subrun, event and the lists hit_x, hit_y, hit_z [mm], hit_e [MeV]) from
-TTrees or RNTuples, or HDF5 files of edep-sim segments or of voxels, and writes a tree `infill` with one entry per event:
-what to add to the hits. Which regions are dead follows from the geometry (--detector: {", ".join(NAMES)}, or a YAML file like
-configs/detectors/2x2.yaml). Segments are put into voxels by path length, and what falls into a gap is dropped.
+TTrees or RNTuples, or HDF5 files of edep-sim segments or of voxels, and writes a tree `infill` with one entry per
+event: what to add to the hits. Which regions are dead follows from the geometry (--detector: {", ".join(NAMES)},
+or a YAML file like configs/detectors/2x2.yaml). Segments are put into voxels by path length, and what falls into a gap
+is dropped.
 
 examples:
   tools/reco.py infill run7.root -o filled.root --detector 2x2
@@ -213,9 +214,7 @@ def chunks(
             on_bad_file(error)
 
 
-def sound_events(
-    chunk: Chunk, gaps: Gaps, names: ChargeBranchNames, skipped: list[InputError] | None
-) -> ak.Array:
+def sound_events(chunk: Chunk, gaps: Gaps, names: ChargeBranchNames, skipped: list[InputError] | None) -> ak.Array:
     """The events of a chunk; bad ones stop the run, or lose their hits and join ``skipped`` where that is given."""
     from sparsereco.infill.checks import check_charge_hits
     from sparsereco.io import drop_hits

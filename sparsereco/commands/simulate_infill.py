@@ -15,8 +15,8 @@ from sparsereco.errors import InputError
 TEXT = f"""\
 Events in liquid argon over the gaps of a detector, with the voxels that the gaps hide.
 
-Writes the trees `hits` (the live voxels) and `truth` (the dead voxels that would be above threshold) into one ROOT file.
-Every event is turned at random and moved over a gap. The tracks come from a bank (option --bank, made by
+Writes the trees `hits` (the live voxels) and `truth` (the dead voxels that would be above threshold) into one ROOT
+file. Every event is turned at random and moved over a gap. The tracks come from a bank (option --bank, made by
 `tools/simulate.py lar-bank`; without one, fresh tracks are simulated first), or, with --segments, the events from an
 HDF5 file of edep-sim segments. Lengths are in mm, energies in MeV.
 

@@ -1,7 +1,6 @@
 """The voxels that an infill decides on: dead ones along the lines through a gap, with the hits around as context.
 
-Two choices of candidates: those that follow the tracks, and the dense block of the whole gap between the hits, as in the
-LArDRIP slides. Lengths are in voxels.
+Lengths are in voxels.
 """
 
 from __future__ import annotations
@@ -106,7 +105,9 @@ def follow_tracks(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend) -> tuple[
     along = (torch.arange(len(line)) - (counts.cumsum(0) - counts)[line] - 1) / 2.0
     straight = lines.point[line] + along[:, None] * lines.direction[line]
     bent, _ = curve.at(line, along / lines.length.clamp(min=1e-3)[line])
-    radius = RADIUS + torch.where(lines.linked[line], torch.zeros_like(along), (WIDEN * along).clamp(0, WIDEST - RADIUS))
+    radius = RADIUS + torch.where(
+        lines.linked[line], torch.zeros_like(along), (WIDEN * along).clamp(0, WIDEST - RADIUS)
+    )
     line, along, radius, place = line.repeat(2), along.repeat(2), radius.repeat(2), torch.cat([straight, bent])
     cell = torch.floor(place).long()
     # The same voxel comes up several times; once, with the largest radius, is enough.
@@ -131,39 +132,6 @@ def follow_tracks(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend) -> tuple[
     gap = torch.from_numpy(gaps.of(cell.numpy()))
     dead = gap >= 0
     return lines.event[line[dead]], cell[dead], gap[dead], line[dead]
-
-
-def dense_block(hits: Voxels, gaps: Gaps, margin: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Every dead voxel in the box around the hits near the gaps of each event: the slides' block.
-
-    Args:
-        hits: one feature, the energy [MeV].
-        gaps: the dead regions.
-        margin: hits further than this from every gap do not stretch the box.
-
-    Returns:
-        Event (C,), index (C, 3) and gap (C,) of each.
-    """
-    parts = []
-    for event in range(len(hits)):
-        coords = hits.coords[hits.offsets[event] : hits.offsets[event + 1]].numpy().astype(np.int64)
-        for gap in range(gaps.n_regions):
-            bounds = gaps.bounds(gap)
-            if bounds is None:
-                continue
-            near = coords[((coords >= bounds[0] - margin) & (coords < bounds[1] + margin)).all(1)]
-            if not len(near):
-                continue
-            low, high = np.maximum(near.min(0), bounds[0]), np.minimum(near.max(0) + 1, bounds[1])
-            axes = [torch.arange(int(a), int(b)) for a, b in zip(low, high, strict=True)]
-            cell = torch.cartesian_prod(*axes) if all(len(axis) for axis in axes) else torch.zeros(0, 3).long()
-            cell = cell[torch.from_numpy(gaps.of(cell.numpy()) == gap)]
-            parts.append((torch.full((len(cell),), event), cell, torch.full((len(cell),), gap)))
-    if not parts:
-        none = torch.zeros(0, dtype=torch.int64)
-        return none, torch.zeros(0, 3, dtype=torch.int64), none
-    event, cell, number = (torch.cat(part) for part in zip(*parts, strict=True))
-    return event, cell, number
 
 
 def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_end: Tensor) -> Problem:

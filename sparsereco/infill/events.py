@@ -31,7 +31,7 @@ def from_hdf5(path: str, gaps: Gaps, step: int) -> Iterator[Chunk]:
     numbers, event = np.unique(table.event, return_inverse=True)
     kind = "segments" if isinstance(table, SegmentTable) else "voxels"
     edges = np.searchsorted(event, np.arange(0, len(numbers) + step, step))
-    for start, (low, high) in zip(range(0, len(numbers), step), zip(edges[:-1], edges[1:], strict=True), strict=True):
+    for start, low, high in zip(range(0, len(numbers), step), edges[:-1], edges[1:], strict=True):
         n = min(step, len(numbers) - start)
         own = event[low:high] - start
         make = _of_segments if isinstance(table, SegmentTable) else _of_voxels

@@ -1,7 +1,7 @@
 """A liquid-argon detector as boxes of live argon on a grid of voxels, and the dead regions between them.
 
-What is dead is derived: all that lies between the live boxes, further boxes, and the columns of dead channels. The grid is
-never filled: the faces of all boxes cut it into a few cells, and a voxel is looked up by its cell, so the cost of a
+What is dead is derived: all that lies between the live boxes, further boxes, and the columns of dead channels. The grid
+is never filled: the faces of all boxes cut it into a few cells, and a voxel is looked up by its cell, so the cost of a
 look-up does not depend on the size of the detector. Lengths are in mm; neither torch nor a model is known here.
 """
 
@@ -48,8 +48,8 @@ class Channels:
     """Dead channels: each darkens the argon above its pixel along the whole drift of its box."""
 
     file: str | None = None
-    """CSV file with the columns ``box`` (number of the live box) and ``u``, ``v`` (centre of the pixel along the two axes
-    that are not the drift's, in mm); null: no dead channels."""
+    """CSV file with the columns ``box`` (number of the live box) and ``u``, ``v`` (centre of the pixel along the two
+    axes that are not the drift's, in mm); null: no dead channels."""
     drift: str = "x"
     """Axis of the drift."""
     pitch: float = 4.434
@@ -169,7 +169,7 @@ class Gaps:
         """First voxel whose centre is inside, and first after it, clipped to the grid."""
         shape, origin, pitch = self.detector.shape, np.array(self.detector.origin), self.detector.pitch
         first, last = (np.ceil((edge - origin) / pitch - 0.5 - 1e-6).astype(np.int64) for edge in (low, high))
-        # The grid's last voxels stick out of the detector, with their centres perhaps: they are as live as the box below.
+        # The grid's last voxels stick out of the detector, perhaps by more than half: they are as live as their box.
         outermost = high >= origin + np.array(shape) * pitch - pitch
         return np.clip(first, 0, shape), np.where(outermost, shape, np.clip(last, 0, shape))
 
@@ -251,6 +251,6 @@ def _read_channels(file: str, boxes: int) -> tuple[Index, NDArray[np.float64]]:
         raise InputError(f"channels.file {file} cannot be read: {error.strerror}", file=file) from error
     except (KeyError, ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"channels.file {file}: expected numbers in columns box, u, v: {error}", file=file) from error
-    if len(box) and not (0 <= box.min() and box.max() < boxes):
+    if len(box) and not (box.min() >= 0 and box.max() < boxes):
         raise InputError(f"channels.file {file}: box {box.max()}, expected 0 to {boxes - 1}", file=file)
     return box, centre

@@ -114,4 +114,3 @@ def line_charge(expected: Tensor, energy: Tensor, line: Tensor) -> Tensor:
     said, true = (values.new_zeros(n).index_add(0, group, values) for values in (expected, energy))
     residual = (said - true) / (true + 2 * MIP)
     return huber_loss(residual, torch.zeros_like(residual), delta=0.2) / 0.2
-

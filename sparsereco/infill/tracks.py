@@ -160,7 +160,9 @@ def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     axis = torch.where((axis * toward).sum(1, keepdim=True) < 0, -axis, axis)
     loss = _loss(line[linked], place[linked], energy[linked], middle, axis)
     fitted = refined(middle, axis, loss, line[linked], place[linked], energy[linked])
-    point, direction = (torch.where((torch.arange(total) < n)[:, None], *pair) for pair in zip(fitted, (start, toward), strict=True))
+    point, direction = (
+        torch.where((torch.arange(total) < n)[:, None], *pair) for pair in zip(fitted, (start, toward), strict=True)
+    )
     along = ((start - point) * direction).sum(1, keepdim=True)
     point = point + along * direction
     span = ((ends.position[second] - point[:n]) * direction[:n]).sum(1)

@@ -1,4 +1,4 @@
-"""What the filler is trained on: an endless stream of tracks over random patterns of gaps; calibration on held-out ones."""
+"""What the filler is trained on: an endless stream of tracks over random patterns of gaps; and its calibration."""
 
 from __future__ import annotations
 
@@ -83,3 +83,81 @@ def filler_step(
     """Losses of the filler on a fresh batch."""
     problem, missing = draw_problem(stream, source, n, generator)
     return filler_loss(model(problem), problem, *answers(problem, missing))
+
+
+@torch.no_grad()
+def calibrate(
+    model: Filler, stream: TrackStream, source: TrackSource, batches: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Sets the model's calibration on held-out tracks: probabilities by logistic regression, errors by their coverage.
+
+    Args:
+        model: its buffers are set.
+        stream: what to calibrate on; half of the batches are muons, half mixed events.
+        source: tracks that were not trained on.
+        batches: of 100 events, of either kind.
+        seed: of the events.
+
+    Returns:
+        Per kind, after calibration and on further events: F1 of the candidates at the best threshold, that threshold,
+        the share of the missing voxels that are candidates, and the coverage of the errors.
+    """
+    model.logit_scale.fill_(1.0)
+    model.logit_shift.fill_(0.0)
+    model.error_scale.fill_(1.0)
+    logit, hit, pull, mixed, _ = _held_out(model, stream, source, batches, seed)
+    scale, shift = _logistic(logit, hit)
+    model.logit_scale.copy_(scale)
+    model.logit_shift.copy_(shift)
+    # As good for either kind: the mean of their quantiles.
+    kept = (torch.sigmoid(scale * logit + shift) > 0.4) & hit
+    quantiles = [pull[kept & (mixed == kind)].abs().quantile(0.6827) for kind in (False, True)]
+    model.error_scale.copy_(torch.stack(quantiles).mean())
+
+    logit, hit, pull, mixed, missing = _held_out(model, stream, source, batches, seed + 1000)
+    results = {}
+    for kind, name in ((False, "muon"), (True, "mixed")):
+        own = mixed == kind
+        said, right = torch.sigmoid(logit[own]), hit[own]
+        order = torch.argsort(said, descending=True)
+        found = right[order].cumsum(0)
+        f1 = 2 * found / (torch.arange(len(order)) + 1 + missing[int(kind)])
+        best = int(f1.argmax())
+        covered = (pull[own & hit & (torch.sigmoid(logit) > 0.4)].abs() < 1).float().mean()
+        results[name] = {
+            "f1": float(f1[best]),
+            "threshold": float(said[order[best]]),
+            "candidates": float(right.sum() / missing[int(kind)]),
+            "coverage": float(covered),
+        }
+    return results
+
+
+def _held_out(
+    model: Filler, stream: TrackStream, source: TrackSource, batches: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """Of candidates: logit, whether missing, pull of the energy, whether of a mixed event; missing voxels per kind."""
+    columns, missing = [], [0, 0]
+    for k in range(batches):
+        for kind in (False, True):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + 2 * k + kind)
+            problem, truth = draw_problem(replace(stream, mixed=float(kind)), source, 100, generator)
+            filling = model(problem)
+            hit, energy = answers(problem, truth)
+            pull = (energy - filling.energy) / filling.error
+            columns.append((filling.logit, hit, pull, torch.full_like(hit, kind)))
+            missing[int(kind)] += len(truth.coords)
+    logit, hit, pull, mixed = (torch.cat(column) for column in zip(*columns, strict=True))
+    return logit, hit, pull, mixed, missing
+
+
+def _logistic(logit: Tensor, hit: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of logits that make their probabilities right, by Newton's method."""
+    x = torch.stack([logit, torch.ones_like(logit)], 1).double()
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for _ in range(20):
+        said = torch.sigmoid(x @ weights)
+        slope = x.T @ (hit.double() - said)
+        curvature = x.T @ (x * (said * (1 - said))[:, None]) + 1e-6 * torch.eye(2, dtype=torch.float64)
+        weights = weights + torch.linalg.solve(curvature, slope)
+    return weights[0].float(), weights[1].float()

@@ -1,7 +1,7 @@
 """Events in liquid argon: tracks from Geant4 or edep-sim, turned and moved at random, and what a charge readout sees.
 
-Argon is the same everywhere, dead or live: the energy of every voxel is simulated, and what lies in a dead region is the
-truth that an infill has to find. To move tracks over a fixed pattern of gaps, at any angle, is to move the pattern.
+Argon is the same everywhere, dead or live: the energy of every voxel is simulated, and what lies in a dead region is
+the truth that an infill has to find. To move tracks over a fixed pattern of gaps, at any angle, is to move the pattern.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ COMPOSITIONS = {
     "muon": Composition((1, 1), (0, 0), (1, 1), (0, 0), 0.3),
     "mixed": Composition((0, 2), (1, 4), (1, 5), (0, 40), 0.05),
 }
-"""Single muons that cross a gap, up to 73 degrees from its normal, and events of many short, scattered, stopping tracks."""
+"""Single muons that cross a gap up to 73 degrees from its normal; events of many short, scattered, stopping tracks."""
 
 
 class TrackSource:
