@@ -28,7 +28,7 @@ The geometry is that of the reconstruction. Prints a table; writes report.json (
 self-contained page) and figures/ into the output directory; -f replaces them as a whole.
 
 The probabilities are held against the truth as far down as the file has them: for the whole range, reconstruct with
---min_prob 0.01 and evaluate with --min-prob 0.35.
+--min_prob 0.01 and evaluate with --min-prob 0.4.
 
 example:
   tools/evaluate.py infill filled.root sample.root -o report

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class InfillConfig:
     """Settings of the infill chain; the geometry comes on its own."""
 
-    min_prob: float = 0.35
+    min_prob: float = 0.4
     """Candidates with a lower probability are left out (0 to 1)."""
     batch_size: int = 32
     """Events per forward pass; changes speed and memory, not results."""

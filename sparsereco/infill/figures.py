@@ -111,6 +111,8 @@ def display(truth: Truth, hits: VoxelSet, filled: VoxelSet, chosen: list[int]) -
             (row[2], "prediction", (seen, guess)),
         ):
             _project(ax, parts, across, up, middle)
+            inside = missing.coords[:, across]
+            ax.axvspan(inside.min(), inside.max() + 1, color=GREEN, alpha=0.08, lw=0)
             ax.set_title(f"event {event}: {title}", fontsize=9)
             ax.set(xlabel=f"{'xyz'[across]} [voxel]", ylabel=f"{'xyz'[up]} [voxel]", aspect="equal")
     return figure
@@ -122,7 +124,7 @@ def _of_event(voxels: VoxelSet, event: int) -> VoxelSet:
 
 
 def _project(ax: Axes, parts: tuple[VoxelSet, ...], across: int, up: int, middle: NDArray) -> None:
-    """Energy summed along the third axis; dead voxels are framed by their gap."""
+    """Energy summed along the third axis."""
     image = np.zeros((2 * WINDOW, 2 * WINDOW))
     low = middle[[across, up]] - WINDOW
     for part in parts:
@@ -132,10 +134,6 @@ def _project(ax: Axes, parts: tuple[VoxelSet, ...], across: int, up: int, middle
     extent = (low[0], low[0] + 2 * WINDOW, low[1], low[1] + 2 * WINDOW)
     shown = np.ma.masked_less_equal(image, 0)
     ax.imshow(shown, origin="lower", extent=extent, norm=LogNorm(0.1, 10), cmap="viridis", interpolation="nearest")
-    for part in parts[1:]:
-        if len(part.coords):
-            inside = part.coords[:, across]
-            ax.axvspan(inside.min(), inside.max() + 1, color=GREEN, alpha=0.08, lw=0)
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:

@@ -104,7 +104,12 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
     offset = place - centroid[end]
     behind = (offset * across[end]).sum(1) < 1.5
     end, row, place, energy, offset = (value[behind] for value in (end, row, place, energy, offset))
-    close = offset.norm(dim=1) < 0.6 * NEAR
+    # Another track may be as near: the first direction is that of the hits that hang together with the end.
+    own, n_own = connected_pieces(hits)
+    of_end = own[at_face][first]
+    short = torch.bincount(own, minlength=n_own)[of_end] < 4
+    same = own[row] == of_end[end]
+    close = (offset.norm(dim=1) < 0.6 * NEAR) & (same | short[end])
     position, direction = _axis(end[close], place[close], energy[close], n)
     for _ in range(2):
         away = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1)
