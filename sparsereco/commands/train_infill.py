@@ -51,6 +51,8 @@ class FillerTraining:
     """Processes with one thread each that share every batch."""
     held_out: str = "banks/lar_test.npz"
     """Bank of tracks that are not trained on: probabilities and errors are calibrated on them."""
+    held_out_batches: int = 8
+    """Batches for that, of 100 muons and 100 mixed events each; twice."""
 
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
@@ -78,7 +80,7 @@ def train_filler(rank: int, settings: FillerTraining, resume: bool, quiet: bool)
     best = training.train("filler", rank, model, losses, settings, resume, quiet)
     if rank == 0:
         held_out = TrackSource(SegmentBank.load(settings.held_out))
-        metrics = calibrate(best.eval(), settings.tracks, held_out, 8, 1)
+        metrics = calibrate(best.eval(), settings.tracks, held_out, settings.held_out_batches, 1)
         checkpoint.save(
             Path(settings.output) / "filler.safetensors",
             best,

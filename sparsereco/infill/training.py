@@ -111,8 +111,10 @@ def calibrate(
     model.logit_shift.copy_(shift)
     # As good for either kind: the mean of their quantiles.
     kept = (torch.sigmoid(scale * logit + shift) > 0.4) & hit
-    quantiles = [pull[kept & (mixed == kind)].abs().quantile(0.6827) for kind in (False, True)]
-    model.error_scale.copy_(torch.stack(quantiles).mean())
+    groups = [pull[kept & (mixed == kind)].abs() for kind in (False, True)]
+    quantiles = [group.quantile(0.6827) for group in groups if len(group)]
+    if quantiles:  # a network that has learnt nothing keeps no voxel
+        model.error_scale.copy_(torch.stack(quantiles).mean())
 
     logit, hit, pull, mixed, missing = _held_out(model, stream, source, batches, seed + 1000)
     results = {}
