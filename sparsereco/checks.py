@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsereco.detector import Detector
 from sparsereco.errors import InputError
-from sparsereco.schema import HITS, BranchNames
+from sparsereco.schema import HITS, BranchNames, ChargeBranchNames, Schema
 
 if TYPE_CHECKING:
     from sparsereco.io import Chunk
@@ -26,7 +26,7 @@ class BadEvent:
     value: float
     expected: str
 
-    def error(self, chunk: Chunk, names: BranchNames | None = None) -> InputError:
+    def error(self, chunk: Chunk, names: BranchNames | ChargeBranchNames | None = None) -> InputError:
         """This event of ``chunk`` as an error that names file, entry, branch and value."""
         branch = getattr(names, self.branch, self.branch)
         entry = chunk.entry_start + self.offset
@@ -75,10 +75,10 @@ def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
     return [bad[offset] for offset in sorted(bad)]
 
 
-def drop_hits(events: ak.Array, offsets: list[int]) -> ak.Array:
-    """The same events, without any hits in those at ``offsets``."""
+def drop_hits(events: ak.Array, offsets: list[int], schema: Schema = HITS) -> ak.Array:
+    """The same events, without any hits in those at ``offsets``; the schema names the lists of hits."""
     keep = np.ones(len(events), bool)
     keep[offsets] = False
-    for name in HITS.counters:
+    for name in schema.counters:
         events = ak.with_field(events, events[name][ak.broadcast_arrays(keep, events[name])[0]], name)
     return events

@@ -21,7 +21,7 @@ import uproot
 
 from sparsereco.checks import BadEvent, check_hits, drop_hits
 from sparsereco.errors import BranchError, InputError
-from sparsereco.schema import HITS, RECO, TRUTH, Branch, BranchNames, Schema
+from sparsereco.schema import CHARGE_HITS, HITS, RECO, TRUTH, Branch, BranchNames, ChargeBranchNames, Schema
 from sparsereco.writer import RootWriter
 
 __all__ = [
@@ -81,7 +81,7 @@ def iterate(
     files: Iterable[str],
     schema: Schema,
     tree: str | None = None,
-    names: BranchNames | None = None,
+    names: BranchNames | ChargeBranchNames | None = None,
     step_size: str | int = "100 MB",
     entry_start: int | None = None,
     entry_stop: int | None = None,
@@ -130,7 +130,7 @@ def read(file: str | Path, schema: Schema, tree: str | None = None) -> ak.Array:
 def survey(
     files: Iterable[str],
     schema: Schema,
-    names: BranchNames | None = None,
+    names: BranchNames | ChargeBranchNames | None = None,
     on_bad_file: Callable[[InputError], None] | None = None,
 ) -> list[Source]:
     """Opens and checks every file without reading events (arguments as in `iterate`); the handles come back closed."""
@@ -148,7 +148,7 @@ def survey(
 
 @contextmanager
 def open_source(
-    path: str, schema: Schema, tree: str | None = None, names: BranchNames | None = None
+    path: str, schema: Schema, tree: str | None = None, names: BranchNames | ChargeBranchNames | None = None
 ) -> Iterator[Source]:
     """Opens one file and checks its tree and branches.
 
@@ -238,7 +238,7 @@ def _check_branches(source: Source, schema: Schema) -> None:
         name = source.names[branch.name]
         if name is None:
             continue
-        option = f"; set it with --branches.{branch.name} NAME" if schema is HITS else ""
+        option = f"; set it with --branches.{branch.name} NAME" if schema in (HITS, CHARGE_HITS) else ""
         if name not in there:
             near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
             known = "nearest" if near else "it has" if len(there) <= 20 else "the first of many"

@@ -70,6 +70,26 @@ class BranchNames:
     """Branch with the signals [p.e.]."""
 
 
+@dataclass(frozen=True)
+class ChargeBranchNames:
+    """What a file calls the branches of ``hits`` of a liquid-argon detector."""
+
+    run: str | None = "run"
+    """Branch with the run number; null where the file has none: 0 is taken."""
+    subrun: str | None = "subrun"
+    """Branch with the subrun number; null where the file has none: 0 is taken."""
+    event: str | None = "event"
+    """Branch with the event number; null where the file has none: the entry number is taken."""
+    hit_x: str = "hit_x"
+    """Branch with the x of the voxel centres [mm]."""
+    hit_y: str = "hit_y"
+    """Branch with the y of the voxel centres [mm]."""
+    hit_z: str = "hit_z"
+    """Branch with the z of the voxel centres [mm]."""
+    hit_e: str = "hit_e"
+    """Branch with the energies [MeV]."""
+
+
 def _axes(prefix: str, meaning: str, unit: str = "") -> tuple[Branch, Branch, Branch]:
     """The three branches ``<prefix>x``, ``<prefix>y``, ``<prefix>z``."""
     x, y, z = (Branch(f"{prefix}{axis}", f"{axis} of {meaning}", unit) for axis in "xyz")
@@ -136,3 +156,50 @@ RECO = Schema(
     },
 )
 """Output: one entry per input event, also where nothing is found; hadrons in descending energy per vertex."""
+
+CHARGE_HITS = Schema(
+    "hits",
+    _EVENT_ID,
+    {"nhit": (*_axes("hit_", "the voxel's centre", "mm"), Branch("hit_e", "energy of the voxel", "MeV"))},
+)
+"""Input of the infill: the live voxels above threshold."""
+
+INFILL_TRUTH = Schema(
+    "truth",
+    _EVENT_ID,
+    {
+        "nmiss": (
+            *_axes("miss_", "the centre of a dead voxel that would be above threshold", "mm"),
+            Branch("miss_e", "its energy", "MeV"),
+            Branch("miss_gap", "the gap that it lies in", dtype="int32"),
+            Branch("miss_part", "index of the particle that left most there", dtype="int32"),
+        ),
+        "npart": (
+            Branch("part_pdg", "species", dtype="int32"),
+            Branch("part_ke", "kinetic energy at the start, 0 where unknown", "MeV"),
+            *_axes("part_d", "the direction at the start, a unit vector"),
+        ),
+    },
+)
+"""Simulation only: what the dead regions hide, same entries as ``hits``."""
+
+INFILL = Schema(
+    "infill",
+    _EVENT_ID,
+    {
+        "nfill": (
+            *_axes("fill_", "the voxel's centre", "mm"),
+            Branch("fill_e", "energy of the voxel", "MeV"),
+            Branch("fill_e_err", "standard error of the energy", "MeV"),
+            Branch("fill_prob", "probability that the voxel is above threshold (0 to 1)"),
+            Branch("fill_gap", "the gap that it lies in", dtype="int32"),
+        ),
+        "ngap": (
+            Branch("gap_id", "a gap that hits lie next to", dtype="int32"),
+            Branch("gap_joined", "number of pairs of track ends that were joined through it", dtype="int32"),
+            Branch("gap_alone", "1 where nothing was filled in", dtype="int32"),
+            Branch("gap_wide", "1 where it is wider than the network was trained for", dtype="int32"),
+        ),
+    },
+)
+"""Output of the infill, same entries as the input: what is added to the hits, and the gaps that were looked at."""

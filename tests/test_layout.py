@@ -13,15 +13,17 @@ PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
 TRAINING = {"training", "adversary"}
+LIGHT = {"gaps", "checks", "config"}  # of the infill: they know neither torch nor models
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
-    {"detector", "io"},  # knows neither torch nor models
+    {"detector", "io", "infill.light"},  # knows neither torch nor models
     {"cli", "ops", "reference", "convolution"},
-    {"voxels"},
-    {"nn", "sim", "checkpoint", "vertex"},  # vertex: what its stages share
+    {"voxels", "segments"},
+    {"nn", "sim", "checkpoint", "vertex", "infill"},  # vertex: what its stages share
     {"stage"},
     {"chain", "train", "training", "baselines", "plots", "report", "display"},
     {"commands"},  # what tools/ assembles
 ]
+TOPS = {"chain": "chain", "training": "training", "events": "chain", "figures": "plots"}  # of the infill
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 DOORS = {"spconv": "nn/sparse.py", "torch_scatter": "ops.py", "geant4_pybind": "sim/geant4.py"}
 
@@ -42,6 +44,8 @@ def part(names: list[str]) -> str:
     """Which part of the layout sparsereco.<names> belongs to."""
     if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain", *TRAINING}:
         return "stage" if names[1] in STAGES else "training" if names[1] in TRAINING else names[1]
+    if names[0] == "infill" and len(names) > 1:
+        return "infill.light" if names[1] in LIGHT else TOPS.get(names[1], "infill")
     return names[0]
 
 
@@ -59,7 +63,13 @@ def test_imports_point_one_way(path: Path) -> None:
         there = part(inner)
         assert LEVEL.get(there, 0) <= level, f"{here} imports {name}, which comes after it"
         assert there != "sim" or here in {"sim", "training", "commands"}, "only training imports the simulation"
-        assert here != "sim" or there in {"sim", "voxels", "ops"} or LEVEL.get(there, 0) == 0, f"sim imports {name}"
+        assert here != "sim" or there in {"sim", "voxels", "segments", "ops"} or LEVEL.get(there, 0) == 0, (
+            f"sim imports {name}"
+        )
+        systems = {"camera", "infill", "vertex"}
+        assert not {path.relative_to(PACKAGE).parts[0], inner[0]} <= systems or path.parent.name == inner[0], (
+            f"{path.parent.name} imports {name}: each system stands alone"
+        )
         if here == there == "stage" and inner[1] != path.stem:
             assert (path.stem, inner[1]) == ("refine", "generator"), "stages do not import each other"
 

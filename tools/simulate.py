@@ -6,12 +6,14 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import simulate_vertex
+from sparsereco.commands import simulate_infill, simulate_vertex
 from sparsereco.commands.common import dispatch
 
 KINDS = {
     "vertex": simulate_vertex.COMMAND,
     "bank": simulate_vertex.BANK,
+    "infill": simulate_infill.COMMAND,
+    "lar-bank": simulate_infill.BANK,
 }
 
 

@@ -1,0 +1,232 @@
+"""`tools/reco.py infill`: the missing parts of tracks across the dead regions of a liquid-argon detector."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from sparsereco import cli
+from sparsereco.commands import common
+from sparsereco.commands.lar import NAMES, read_detector
+from sparsereco.errors import InputError
+from sparsereco.schema import CHARGE_HITS, INFILL, ChargeBranchNames
+
+if TYPE_CHECKING:
+    import awkward as ak
+
+    from sparsereco.infill.chain import InfillChain
+    from sparsereco.infill.config import InfillConfig
+    from sparsereco.infill.gaps import Gaps, LArDetector
+    from sparsereco.io import Chunk
+
+TEXT = f"""\
+The missing voxels of tracks that cross gaps between modules, cathodes and dead channels, with their energy.
+
+Reads a tree `hits` (one entry per event: run, subrun, event and the lists hit_x, hit_y, hit_z [mm], hit_e [MeV]) from
+TTrees or RNTuples, or HDF5 files of edep-sim segments or of voxels, and writes a tree `infill` with one entry per
+event: what to add to the hits. Which regions are dead follows from the geometry (--detector: {", ".join(NAMES)},
+or a YAML file like configs/detectors/2x2.yaml). Segments are put into voxels by path length, and what falls into a gap
+is dropped.
+
+examples:
+  tools/reco.py infill run7.root -o filled.root --detector 2x2
+  tools/reco.py infill edepsim-output.h5 -o filled.root --detector my.yaml --min_prob 0.6
+  tools/reco.py infill other.root:tree --branches.hit_e charge --detector nd-lar --check
+
+exit codes: 0 done, 1 failed while running, 2 wrong usage, setting, file or branch, 130 interrupted
+"""
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Options of `reco.py infill`, those of the chain among them."""
+    from sparsereco.infill.config import InfillConfig
+
+    parser = common.reco_parser(TEXT, "events", "3 MB")
+    parser.add_argument("--detector", type=str | None, metavar="NAME|FILE", help="geometry; needed")
+    parser.add_class_arguments(InfillConfig, nested_key=None)
+    parser.add_class_arguments(ChargeBranchNames, "branches")
+    return parser
+
+
+def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
+    """Does what the command line asks for."""
+    from sparsereco.infill.config import InfillConfig
+
+    config = cli.build(InfillConfig, args)
+    names = cli.build(ChargeBranchNames, args.branches, "branches.")
+    settings = {"detector": args.detector, **dataclasses.asdict(config), "branches": dataclasses.asdict(names)}
+    common.run_reco(
+        args,
+        settings,
+        lambda skipped: check(args, config, names, skipped),
+        lambda record, skipped: reconstruct(args, config, names, record, skipped),
+        argv,
+    )
+
+
+def load_chain(detector: LArDetector, config: InfillConfig, device: str, seed: int) -> InfillChain:
+    """The chain with its weights."""
+    import torch
+
+    from sparsereco.infill.chain import InfillChain
+
+    torch.manual_seed(seed)
+    return InfillChain(detector, config, device)
+
+
+def check(
+    args: jsonargparse.Namespace, config: InfillConfig, names: ChargeBranchNames, skipped: list[InputError]
+) -> None:
+    """Prints what would be read, and by what it would be filled."""
+    from sparsereco.hdf5 import is_hdf5
+    from sparsereco.io import survey
+
+    detector = read_detector(args.detector)
+    roots = [file for file in args.files if not is_hdf5(file)]
+    for source in survey(roots, CHARGE_HITS, names, skipped.append if args.skip_bad_files else None):
+        print(f"{source.file}: tree '{source.tree}', {source.entries:,} events")
+        for branch in CHARGE_HITS.branches:
+            unit = f" [{branch.unit}]" if branch.unit else ""
+            print(f"  {branch.name + unit:15} from {source.names[branch.name] or '(none)'}")
+    device = cli.choose_device(args.device)
+    chain = load_chain(detector, config, device, args.seed)
+    for chunk in chunks(args, names, chain.gaps, [file for file in args.files if is_hdf5(file)], skipped):
+        print(f"{chunk.file}: {chunk.tree}, events from {chunk.entry_start:,} to {chunk.entry_stop - 1:,}")
+    print(f"detector: {detector.shape} voxels of {detector.pitch:g} mm, {chain.gaps.n:,} gaps")
+    for gap in range(chain.gaps.n_regions):
+        print(f"  gap {gap}: {chain.gaps.width[gap]} voxels wide")
+    print(f"chain on {device}: {json.dumps(chain.provenance(), indent=2)}")
+
+
+def reconstruct(
+    args: jsonargparse.Namespace,
+    config: InfillConfig,
+    names: ChargeBranchNames,
+    record: dict[str, Any],
+    skipped: list[InputError],
+) -> str:
+    """Reads, fills and writes chunk by chunk.
+
+    Args:
+        args: the command line.
+        config: settings of the chain.
+        names: what the inputs call their branches.
+        record: what the provenance knows already.
+        skipped: takes the errors that did not stop the run.
+
+    Returns:
+        The summary.
+    """
+    import awkward as ak
+
+    from sparsereco.io import RootWriter
+    from sparsereco.provenance import environment
+
+    detector = read_detector(args.detector)
+    writer = RootWriter(args.output, force=args.force)
+    device = cli.choose_device(args.device)
+    chain = load_chain(detector, config, device, args.seed)
+    inputs: dict[tuple[str, str], dict[str, Any]] = {}
+    events = voxels = wide = 0
+    clock = time.perf_counter()
+    total = count(args, names, skipped)
+    with writer, cli.progress("infill", total, "events", args.quiet) as advance:
+        writer.create("infill", INFILL)
+        for chunk in chunks(args, names, chain.gaps, args.files, skipped):
+            hits = sound_events(chunk, chain.gaps, names, skipped if args.skip_bad_events else None)
+            found = chain(hits)
+            writer.extend("infill", INFILL, found)
+            first = {"file": chunk.file, "tree": chunk.tree, "uuid": chunk.uuid, "entry_start": chunk.entry_start}
+            inputs.setdefault((chunk.file, chunk.tree), first)["entry_stop"] = chunk.entry_stop
+            events += len(found)
+            voxels += int(ak.count(found["fill_e"]))
+            wide += int(ak.sum(ak.any(found["gap_wide"] * (1 - found["gap_alone"]) > 0, axis=1)))
+            advance(len(found))
+            cli.release_memory()
+        writer.provenance(
+            {
+                **environment(record["command"]),
+                "config": record["config"],
+                "chain": chain.provenance(),
+                "device": device,
+                "seed": args.seed,
+                "inputs": list(inputs.values()),
+                "skipped": [str(error) for error in skipped],
+                "units": INFILL.units,
+            }
+        )
+    seconds = time.perf_counter() - clock
+    note = f"\n{wide:,} events have gaps filled that are wider than trained (gap_wide)" if wide else ""
+    return (
+        f"{args.output}: {events:,} events, {voxels:,} voxels filled in in {seconds:.1f} s on {device} "
+        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped{note}"
+    )
+
+
+def count(args: jsonargparse.Namespace, names: ChargeBranchNames, skipped: list[InputError]) -> int:
+    """Events of the ROOT files in the entry range; finds bad files before anything is reconstructed."""
+    from sparsereco.hdf5 import is_hdf5
+    from sparsereco.io import survey
+
+    roots = [file for file in args.files if not is_hdf5(file)]
+    # What is bad is listed when it is read.
+    sources = survey(roots, CHARGE_HITS, names, (lambda error: None) if args.skip_bad_files else None)
+    return common.selected(sum(source.entries for source in sources), *common.entry_range(args))
+
+
+def chunks(
+    args: jsonargparse.Namespace, names: ChargeBranchNames, gaps: Gaps, files: list[str], skipped: list[InputError]
+) -> Iterator[Chunk]:
+    """Events of ROOT and HDF5 files in the order given; an entry range is counted over all of them together."""
+    from sparsereco.hdf5 import is_hdf5
+    from sparsereco.io import iterate
+
+    start, stop = common.entry_range(args)
+    on_bad_file = skipped.append if args.skip_bad_files else None
+    if not any(map(is_hdf5, files)):
+        yield from iterate(files, CHARGE_HITS, None, names, args.step_size, start, stop, on_bad_file)
+        return
+    if not all(map(is_hdf5, files)):
+        raise InputError("inputs are either all ROOT files or all HDF5 files, not both in one run")
+    from sparsereco.infill.events import from_hdf5
+
+    before = 0
+    for file in files:
+        try:
+            for chunk in from_hdf5(file, gaps, 500):
+                first, last = max(start - before, 0), len(chunk.events) if stop is None else max(stop - before, 0)
+                before += len(chunk.events)
+                if first < min(last, len(chunk.events)):
+                    yield dataclasses.replace(
+                        chunk,
+                        entry_start=chunk.entry_start + first,
+                        entry_stop=chunk.entry_start + min(last, len(chunk.events)),
+                        events=chunk.events[first:last],
+                    )
+        except InputError as error:
+            if on_bad_file is None:
+                raise
+            on_bad_file(error)
+
+
+def sound_events(chunk: Chunk, gaps: Gaps, names: ChargeBranchNames, skipped: list[InputError] | None) -> ak.Array:
+    """The events of a chunk; bad ones stop the run, or lose their hits and join ``skipped`` where that is given."""
+    from sparsereco.infill.checks import check_charge_hits
+    from sparsereco.io import drop_hits
+
+    bad = check_charge_hits(chunk.events, gaps)
+    if not bad:
+        return chunk.events
+    errors = [event.error(chunk, names) for event in bad]
+    if skipped is None:
+        raise errors[0]
+    skipped.extend(errors)
+    return drop_hits(chunk.events, [event.offset for event in bad], CHARGE_HITS)
+
+
+COMMAND = common.Command("missing parts of tracks in liquid argon", TEXT, parser, run)

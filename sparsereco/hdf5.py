@@ -1,0 +1,111 @@
+"""HDF5 files in: energy segments as edep-sim and larnd-sim write them, and tables of voxels.
+
+A file of segments has a dataset ``segments`` with the fields eventID, trackID, pdgId, dE [MeV] and x_start to z_end
+[cm].
+A file of voxels has a dataset with the fields imageInd, voxx, voxy, voxz (voxel index) and voxdE [MeV].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsereco.errors import BranchError, InputError
+
+SEGMENT_FIELDS = ("eventID", "dE", *(f"{axis}_{side}" for side in ("start", "end") for axis in "xyz"))
+VOXEL_FIELDS = ("imageInd", "voxx", "voxy", "voxz", "voxdE")
+
+CM = 10.0
+"""Millimetres in the files' unit of length."""
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """Energy segments, sorted by event."""
+
+    event: NDArray[np.int64]  # (N,) number of the event
+    start: NDArray[np.float32]  # (N, 3) [mm]
+    end: NDArray[np.float32]  # (N, 3) [mm]
+    energy: NDArray[np.float32]  # (N,) [MeV]
+    track: NDArray[np.int64]  # (N,) 0 where the file does not say
+    pdg: NDArray[np.int64]  # (N,) 0 where the file does not say
+
+
+@dataclass(frozen=True)
+class VoxelTable:
+    """Voxels, sorted by event."""
+
+    event: NDArray[np.int64]  # (N,) number of the event
+    index: NDArray[np.int64]  # (N, 3)
+    energy: NDArray[np.float32]  # (N,) [MeV]
+
+
+def is_hdf5(path: str) -> bool:
+    """Whether a name is that of an HDF5 file."""
+    return Path(path).suffix.lower() in (".h5", ".hdf5")
+
+
+def read_hdf5(path: str) -> SegmentTable | VoxelTable:
+    """Reads a file of segments or of voxels.
+
+    Raises:
+        InputError: no such file, no HDF5, neither kind of dataset, or numbers that are none.
+        BranchError: a field is missing.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no such file: {path}", file=path)
+    try:
+        with h5py.File(path) as file:
+            tables = {name: data.dtype.names or () for name, data in file.items() if isinstance(data, h5py.Dataset)}
+            name = next(
+                (n for n, fields in tables.items() if n == "segments" or set(VOXEL_FIELDS) <= set(fields)), None
+            )
+            if name is None:
+                raise InputError(
+                    f"{path}: expected a dataset 'segments', or one with the fields {', '.join(VOXEL_FIELDS)}; "
+                    f"it has: {', '.join(tables) or 'none'}",
+                    file=path,
+                )
+            missing = [field for field in SEGMENT_FIELDS if field not in tables[name]] if name == "segments" else []
+            if missing:
+                raise BranchError(
+                    f"{path}: dataset 'segments' lacks the field '{missing[0]}'; it has: {', '.join(tables[name])}",
+                    file=path,
+                    branch=missing[0],
+                )
+            rows = file[name][:]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as an HDF5 file: {error}", file=path) from error
+    return _segments(rows, path) if name == "segments" else _voxels(rows, path)
+
+
+def _segments(rows: Any, path: str) -> SegmentTable:
+    rows = rows[np.argsort(rows["eventID"], kind="stable")]
+    start, end = (
+        np.stack([rows[f"{axis}_{side}"] for axis in "xyz"], 1).astype(np.float32) * np.float32(CM)
+        for side in ("start", "end")
+    )
+    for what, values in (("position", start), ("position", end), ("dE", rows["dE"])):
+        _check(np.isfinite(values).all(tuple(range(1, values.ndim))), values, what, "finite numbers", path)
+    _check(rows["dE"] >= 0, rows["dE"], "dE", "at least 0 MeV", path)
+    zero = np.zeros(len(rows), np.int64)
+    track, pdg = (rows[f].astype(np.int64) if f in rows.dtype.names else zero for f in ("trackID", "pdgId"))
+    return SegmentTable(rows["eventID"].astype(np.int64), start, end, rows["dE"].astype(np.float32), track, pdg)
+
+
+def _voxels(rows: Any, path: str) -> VoxelTable:
+    rows = rows[np.argsort(rows["imageInd"], kind="stable")]
+    _check(np.isfinite(rows["voxdE"]) & (rows["voxdE"] >= 0), rows["voxdE"], "voxdE", "finite, at least 0 MeV", path)
+    index = np.stack([rows[f"vox{axis}"] for axis in "xyz"], 1).astype(np.int64)
+    return VoxelTable(rows["imageInd"].astype(np.int64), index, rows["voxdE"].astype(np.float32))
+
+
+def _check(good: NDArray[np.bool_], values: NDArray, what: str, expected: str, path: str) -> None:
+    if not good.all():
+        row = int(np.argmin(good))
+        raise InputError(f"{path}: row {row} has {what} {values[row]}, expected {expected}", file=path, entry=row)

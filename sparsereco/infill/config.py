@@ -1,0 +1,26 @@
+"""Settings of the infill chain: the one truth that ``configs/infill.yaml`` and the command line fill.
+
+Light on purpose (no torch): ``tools/reco.py --help`` reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InfillConfig:
+    """Settings of the infill chain; the geometry comes on its own."""
+
+    min_prob: float = 0.4
+    """Candidates with a lower probability are left out (0 to 1)."""
+    batch_size: int = 32
+    """Events per forward pass; changes speed and memory, not results."""
+    weights: str | None = None
+    """Checkpoint of the filler (.safetensors); null: the shipped one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_prob <= 1:
+            raise ValueError(f"min_prob must lie in [0, 1], got {self.min_prob}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")

@@ -1,0 +1,251 @@
+"""Straight tracks through gaps: ends, lines, candidates, losses; the chain on hits that must and must not be filled."""
+
+from __future__ import annotations
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+
+from sparsereco.infill import baselines
+from sparsereco.infill.candidates import FEATURES, bend, make_problem
+from sparsereco.infill.chain import InfillChain, pose
+from sparsereco.infill.config import InfillConfig
+from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
+from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
+from sparsereco.infill.tracks import crossing, find_ends, find_lines, refined
+from sparsereco.segments import Segments, voxelize
+from sparsereco.voxels import VoxelError, Voxels
+
+SLAB = LArDetector(size=(190, 190, 190), centres=((-114, 0, 0), (114, 0, 0)))  # a gap of 10 voxels, 50 to 59 along x
+PER_VOXEL = 0.75
+
+
+def tracks(*ends: tuple[tuple, tuple], detector: LArDetector = SLAB) -> tuple[Voxels, Voxels]:
+    """Hits and missing voxels of straight tracks [mm] that lose what muons do, one event."""
+    start, end = (torch.tensor([pair[i] for pair in ends], dtype=torch.float32) for i in (0, 1))
+    energy = (end - start).norm(dim=1) / detector.pitch * PER_VOXEL
+    segments = Segments(start, end, energy, torch.zeros(len(ends), dtype=torch.int64), 1)
+    voxels = voxelize(segments, detector.origin, detector.pitch, detector.shape)
+    voxels = voxels.select(voxels.signal > 0.1)
+    gap = torch.from_numpy(Gaps(detector).of(voxels.coords.numpy()))
+    return voxels.select(gap == -1), voxels.select(gap >= 0)
+
+
+def records(hits: Voxels, detector: LArDetector = SLAB) -> ak.Array:
+    centre = detector.centre(hits.coords.numpy())
+    counts = hits.offsets.diff().numpy()
+    fields = {f"hit_{axis}": ak.unflatten(centre[:, i], counts) for i, axis in enumerate("xyz")}
+    return ak.zip(fields | {"hit_e": ak.unflatten(hits.signal.numpy(), counts)}, depth_limit=1)
+
+
+SLANTED = (-180.0, -60.0, 11.0), (180.0, 70.0, -30.0)
+
+
+@pytest.fixture(scope="module")
+def chain() -> InfillChain:
+    return InfillChain(SLAB)
+
+
+def test_a_track_has_two_ends_and_one_line() -> None:
+    hits, _ = tracks(SLANTED)
+    gaps = Gaps(SLAB)
+    ends, lines, _ = pose(hits, gaps)
+    assert ends.gap.tolist() == [0, 0]
+    assert lines.linked.tolist() == [True]
+    true = torch.nn.functional.normalize(torch.tensor(SLANTED[1]) - torch.tensor(SLANTED[0]), dim=0)
+    assert float((lines.direction[0] * true).sum()) > 0.9999
+    assert float(lines.energy[0]) == pytest.approx(PER_VOXEL, rel=0.03)
+    # 10 voxels along x, over the cosine; the ends lie in the middle of the hits at the faces.
+    assert float(lines.length[0]) == pytest.approx(10 / float(true[0]), abs=2.5)
+
+
+def test_a_line_fitted_by_path_length_is_nearer_than_the_axis() -> None:
+    away: dict[str, list[float]] = {"axis": [], "fit": []}
+    generator = np.random.default_rng(0)
+    for _ in range(15):
+        y0, z0, y1, z1 = generator.uniform(-80, 80, 4)
+        start, end = (-180.0, y0, z0), (180.0, y1, z1)
+        hits, _ = tracks((start, end))
+        _, lines, _ = pose(hits, Gaps(SLAB))
+        true = torch.nn.functional.normalize(torch.tensor(end) - torch.tensor(start), dim=0)
+        where = (torch.tensor(start) - torch.tensor(SLAB.origin)) / SLAB.pitch
+        for name, point in (("axis", lines.axis[0][0]), ("fit", lines.point[0])):
+            away[name].append(float(torch.linalg.cross(point - where, true).norm()))
+    assert np.median(away["fit"]) < 0.5 * np.median(away["axis"])
+
+
+def test_crossing_is_the_length_in_a_voxel() -> None:
+    centre = torch.full((3, 3), 0.5)
+    point = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.0, 0.0], [0.0, 2.0, 0.5]])
+    direction = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [1.0, 1, 1], [1.0, 0, 0]]), dim=1)
+    torch.testing.assert_close(crossing(centre, point, direction), torch.tensor([1.0, 3**0.5, 0.0]))
+
+
+def test_refining_leaves_a_line_without_hits_alone() -> None:
+    point, direction = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    none = torch.zeros(0, dtype=torch.int64)
+    moved = refined(point, direction, torch.ones(1), none, torch.zeros(0, 3), torch.zeros(0))
+    torch.testing.assert_close(moved[0], point)
+    torch.testing.assert_close(moved[1], direction)
+
+
+def test_the_candidates_hold_the_track_and_are_dead() -> None:
+    hits, missing = tracks(SLANTED, ((-180.0, 50.0, 60.0), (180.0, 40.0, -60.0)))
+    gaps = Gaps(SLAB)
+    _, _, problem = pose(hits, gaps)
+    assert (gaps.of(problem.coords.numpy()) == 0).all()
+    assert problem.voxels.feats.shape[1] == FEATURES
+    assert torch.isfinite(problem.voxels.feats).all()
+    hit, energy = answers(problem, missing)
+    assert int(hit.sum()) == len(missing.coords)
+    assert float(energy.sum()) == pytest.approx(float(missing.signal.sum()))
+    made = Voxels.make(
+        problem.voxels.coords.long(), torch.ones(len(problem.voxels.coords)), problem.voxels.event, 1, SLAB.shape
+    )
+    assert torch.equal(made.coords, problem.voxels.coords)  # sorted, and no voxel twice
+
+
+def test_two_crossing_tracks_are_joined_with_their_own_ends() -> None:
+    gaps = Gaps(SLAB)
+    hits, _ = tracks(((-180.0, -60.0, 0.0), (180.0, 60.0, 0.0)), ((-180.0, 60.0, 0.0), (180.0, -60.0, 0.0)))
+    _, lines, _ = pose(hits, gaps)
+    slope = (lines.direction[:, 1] / lines.direction[:, 0])[lines.linked]
+    # They meet in the middle of the gap, so whatever else is joined there would not slope by a third.
+    assert sorted(slope.tolist()) == pytest.approx([-1 / 3, 1 / 3], abs=0.03)
+
+
+def test_a_bend_passes_through_both_ends_along_their_directions() -> None:
+    hits, _ = tracks(SLANTED)
+    ends = find_ends(hits, Gaps(SLAB))
+    lines = find_lines(ends, hits, Gaps(SLAB))
+    curve = bend(lines, ends.position, ends.direction)
+    place, tangent = curve.at(torch.tensor([0, 0]), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(place[0], ends.position[lines.first[0]])
+    torch.testing.assert_close(place[1], ends.position[lines.second[0]])
+    assert float((tangent[0] * ends.direction[lines.first[0]]).sum()) > 0.999
+
+
+def test_the_straight_line_and_the_reflection_fill_a_straight_track() -> None:
+    hits, missing = tracks(SLANTED)
+    gaps = Gaps(SLAB)
+    ends, lines, _ = pose(hits, gaps)
+    true = set(map(tuple, missing.coords.tolist()))
+    line = baselines.straight_lines(ends, lines, hits, gaps, lone=False)
+    found = set(map(tuple, line.coords.tolist()))
+    assert len(found & true) >= 0.8 * len(true)
+    assert float(line.energy.sum()) == pytest.approx(float(missing.signal.sum()), rel=0.1)
+    mirrored = baselines.reflection(ends, lines, hits, gaps)
+    near = (mirrored.coords[:, None] - missing.coords.long()[None]).abs().amax(2).amin(1) <= 1
+    assert float(near.float().mean()) > 0.9
+    assert len(baselines.nothing().event) == 0
+
+
+def test_gradients_of_the_charge_along_a_line() -> None:
+    expected = torch.tensor([0.5, 0.2, 0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    energy = torch.tensor([0.0, 0.7, 0.8, 0.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda e: line_charge(e, energy, torch.tensor([3, 3, 7, 7])), (expected,))
+    assert float(line_charge(energy, energy, torch.tensor([3, 3, 7, 7]))) == 0
+
+
+def test_all_losses_reach_the_network() -> None:
+    torch.manual_seed(0)
+    model = Filler(FillerConfig(channels=(8, 8), blocks=1))
+    hits, missing = tracks(SLANTED)
+    _, _, problem = pose(hits, Gaps(SLAB))
+    losses = filler_loss(model(problem), problem, *answers(problem, missing))
+    assert set(losses) == {"occupancy", "energy", "charge"}
+    for value in losses.values():
+        model.zero_grad()
+        value.backward(retain_graph=True)
+        assert float(model.head.weight.grad.abs().sum()) > 0
+
+
+def test_the_shipped_network_fills_a_muon(chain: InfillChain) -> None:
+    hits, missing = tracks(SLANTED)
+    filled = chain(records(hits))[0]
+    found = SLAB.index(np.stack([filled[f"fill_{axis}"].to_numpy() for axis in "xyz"], 1))
+    true = set(map(tuple, missing.coords.tolist()))
+    right = true & set(map(tuple, found.tolist()))
+    assert 2 * len(right) / (len(true) + len(found)) > 0.85
+    assert float(ak.sum(filled.fill_e)) == pytest.approx(float(missing.signal.sum()), rel=0.15)
+    assert ak.all(filled.fill_e_err > 0)
+    assert filled.gap_id.tolist() == [0]
+    assert filled.gap_joined.tolist() == [1]
+    assert filled.gap_alone.tolist() == [0]
+    assert filled.gap_wide.tolist() == [0]
+
+
+def test_events_do_not_depend_on_their_neighbours(chain: InfillChain) -> None:
+    one, other = (records(tracks(t)[0]) for t in (SLANTED, ((-180.0, 0.0, 0.0), (180.0, 3.0, 5.0))))
+    both = chain(ak.concatenate([one, other, one[:0], one]))
+    alone = chain(one)[0].tolist()
+    for found in (both[0], both[2]):
+        assert found.fill_prob.tolist() == pytest.approx(alone["fill_prob"], abs=1e-5)
+        assert found.fill_x.tolist() == alone["fill_x"]
+
+
+def test_a_gap_that_nothing_crosses_is_left_alone(chain: InfillChain) -> None:
+    along = ((-180.0, -80.0, 0.0), (-40.0, 80.0, 0.0))  # does not reach the gap at x = -19
+    filled = chain(records(tracks(along)[0]))[0]
+    assert filled.fill_x.tolist() == []
+    assert filled.gap_id.tolist() == []
+
+
+def test_one_hit_beside_a_gap_is_looked_at_and_left_alone(chain: InfillChain) -> None:
+    event = ak.zip({"hit_x": [[-20.9]], "hit_y": [[1.9]], "hit_z": [[1.9]], "hit_e": [[0.15]]}, depth_limit=1)
+    filled = chain(event)[0]
+    assert filled.gap_id.tolist() == [0]
+    assert filled.gap_alone.tolist() == [int(len(filled.fill_x) == 0)]
+    assert len(filled.fill_x) <= 3
+
+
+def test_no_events_and_events_without_hits(chain: InfillChain) -> None:
+    none = ak.zip({name: ak.Array([[]]) for name in ("hit_x", "hit_y", "hit_z", "hit_e")}, depth_limit=1)
+    assert chain(none).fill_e.tolist() == [[]]
+    assert len(chain(none[:0])) == 0
+
+
+def test_a_gap_wider_than_trained_is_filled_and_flagged() -> None:
+    wide = LArDetector(size=(190, 190, 190), centres=((-133, 0, 0), (133, 0, 0)))  # 20 voxels
+    chain = InfillChain(wide)
+    filled = chain(records(tracks(((-200.0, -60.0, 11.0), (200.0, 70.0, -30.0)), detector=wide)[0], wide))[0]
+    assert len(filled.fill_x) > 10
+    assert filled.gap_wide.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hit_x": [[0.0]]}, "hit_x has 0, expected live argon: the hit lies in gap 0"),
+        ({"hit_y": [[500.0]]}, r"hit_y has 500, expected a position in \[-95, 95\) mm"),
+        ({"hit_e": [[-0.5]]}, "hit_e has -0.5, expected a finite energy of at least 0 MeV"),
+        ({"hit_e": [[float("nan")]]}, "hit_e has nan"),
+        ({"hit_e": [[0.5, 0.5]]}, "expected as many values as 'hit_e'"),
+    ],
+)
+def test_bad_events_are_named(chain: InfillChain, change: dict, message: str) -> None:
+    event = {"hit_x": [[-100.0]], "hit_y": [[0.0]], "hit_z": [[0.0]], "hit_e": [[0.8]]} | change
+    with pytest.raises(VoxelError, match=message):
+        chain(ak.zip({name: ak.Array(values) for name, values in event.items()}, depth_limit=1))
+
+
+@pytest.mark.parametrize("values", [{"min_prob": 1.5}, {"batch_size": 0}])
+def test_settings_out_of_range(values: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        InfillConfig(**values)
+
+
+def test_response_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"response\.noise must not be negative"):
+        ChargeResponse(noise=-1)
+
+
+def test_make_problem_of_nothing() -> None:
+    gaps = Gaps(SLAB)
+    hits = Voxels.make(torch.zeros(0, 3).long(), torch.zeros(0), torch.zeros(0).long(), 2, SLAB.shape)
+    ends = find_ends(hits, gaps)
+    lines = find_lines(ends, hits, gaps)
+    problem = make_problem(hits, gaps, lines, bend(lines, ends.position, ends.direction), ends.hits)
+    assert len(problem.candidate) == 0
+    assert len(problem.voxels) == 2
