@@ -11,12 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
-STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
+STAGES = {
+    "vertex": {"finder", "tracks", "decomposer", "generator", "refine"},
+    "camera": {"pedestal", "select", "unet", "cluster", "calibrate"},
+}
+LATE = {"chain", "training", "metrics", "plots"}
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io"},  # knows neither torch nor models
     {"cli", "ops", "reference", "convolution"},
     {"voxels"},
-    {"nn", "sim", "checkpoint", "vertex"},  # vertex: what its stages share
+    {"nn", "sim", "checkpoint", *STAGES},  # a system: what its stages share
     {"stage"},
     {"chain", "train", "training", "baselines", "plots", "report", "display"},
     {"commands"},  # what tools/ assembles
@@ -39,8 +43,8 @@ def imports(path: Path) -> set[str]:
 
 def part(names: list[str]) -> str:
     """Which part of the layout sparsereco.<names> belongs to."""
-    if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain", "training"}:
-        return "stage" if names[1] in STAGES else names[1]
+    if names[0] in STAGES and len(names) > 1 and names[1] in STAGES[names[0]] | LATE:
+        return "stage" if names[1] in STAGES[names[0]] else names[1]
     return names[0]
 
 
@@ -57,10 +61,11 @@ def test_imports_point_one_way(path: Path) -> None:
             continue
         there = part(inner)
         assert LEVEL.get(there, 0) <= level, f"{here} imports {name}, which comes after it"
+        assert not {path.parent.name, inner[0]} <= set(STAGES) or path.parent.name == inner[0], "systems are on their own"
         assert there != "sim" or here in {"sim", "training", "commands"}, "only training imports the simulation"
         assert here != "sim" or there in {"sim", "voxels", "ops"} or LEVEL.get(there, 0) == 0, f"sim imports {name}"
         if here == there == "stage" and inner[1] != path.stem:
-            assert (path.stem, inner[1]) == ("refine", "generator"), "stages do not import each other"
+            assert (path.stem, inner[1]) in {("refine", "generator"), ("select", "unet")}, "stages do not import each other"
 
 
 def test_the_networks_on_the_cpu_do_not_load_spconv() -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import simulate_vertex
+from sparsereco.commands import simulate_camera, simulate_vertex
 from sparsereco.commands.common import dispatch
 
 KINDS = {
     "vertex": simulate_vertex.COMMAND,
     "bank": simulate_vertex.BANK,
+    "camera": simulate_camera.COMMAND,
 }
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import train_vertex
+from sparsereco.commands import train_camera, train_vertex
 from sparsereco.commands.common import dispatch
 
 STAGES = {
     "finder": train_vertex.FINDER,
     "decomposer": train_vertex.DECOMPOSER,
+    "selector": train_camera.SELECTOR,
 }
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -44,6 +44,24 @@ BIRKS = 0.126
 NEAR, FINE, COARSE = 90.0, 0.5, 3.0
 """Deposits are merged within 0.5 mm up to 90 mm from the start, within 3 mm beyond: little against a voxel [mm]."""
 
+@dataclass(frozen=True)
+class Medium:
+    """The uniform block that particles start in the middle of."""
+
+    material: str = "G4_POLYSTYRENE"
+    """NIST name of the material."""
+    reach: float = 2500.0
+    """Nothing is followed further from the start than this, along any axis [mm]."""
+    max_step: float = float("inf")
+    """No step is longer: within one, the energy loss does not fluctuate [mm]."""
+    atoms: tuple[tuple[str, int], ...] = ()
+    """Symbol and number of each element, where the material is none of NIST's."""
+    density: float = 0.0
+    """Of such a material [g/cm3]."""
+
+
+POLYSTYRENE = Medium()
+
 _STEP_LIMITS = ("MuHad", "LightIons", "Ions")
 _DATA_SETS = (
     "G4NEUTRONHPDATA G4LEDATA G4LEVELGAMMADATA G4RADIOACTIVEDATA G4PARTICLEXSDATA G4PIIDATA G4REALSURFACEDATA "
@@ -53,6 +71,10 @@ _NEED_DATA_SETS = frozenset(
     "eBrem phot compt conv Rayl GammaGeneralProc annihil ePairProd hBrems hPairProd muBrems muPairProd CoulombScat "
     "nuclearStopping".split()
 )
+
+
+Arrays = TypeVar("Arrays")
+"""A dataclass whose fields are all arrays."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +97,7 @@ class Bank:
 
     def save(self, path: str | Path) -> None:
         """Writes the bank as an uncompressed npz file; the file appears only when it is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, **{f.name: getattr(self, f.name) for f in fields(self)})
-        part.replace(path)
+        save_arrays(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Bank:
@@ -88,11 +106,29 @@ class Bank:
         Raises:
             InputError: No such file, or not one that `save` wrote.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise InputError(f"bank {path} cannot be read: {error}", file=str(path)) from error
+        return load_arrays(path, cls)
+
+
+def save_arrays(path: str | Path, bank: Any) -> None:
+    """Writes a dataclass of arrays as an uncompressed npz file; the file appears only when it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez(part, **{f.name: getattr(bank, f.name) for f in fields(bank)})
+    part.replace(path)
+
+
+def load_arrays(path: str | Path, kind: type[Arrays]) -> Arrays:
+    """Reads what `save_arrays` wrote.
+
+    Raises:
+        InputError: No such file, or not one of this kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return kind(**{f.name: arrays[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise InputError(f"bank {path} cannot be read: {error}", file=str(path)) from error
 
 
 def make_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda done: None) -> Bank:
@@ -120,17 +156,19 @@ def make_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda don
     return Bank(position, energy, dedx, np.append(0, lengths.cumsum()), pdg.astype(np.int32), ke.astype(np.float32))
 
 
-def simulate(jobs: list[tuple[str, float]], seed: int) -> Iterator[NDArray[np.float64]]:
-    """Runs Geant4 on single particles that start at the centre of a polystyrene block along +z.
+def simulate(jobs: list[tuple[str, float]], seed: int, medium: Medium = POLYSTYRENE) -> Iterator[NDArray[np.float64]]:
+    """Runs Geant4 on single particles that start at the centre of a block along +z.
 
     Args:
         jobs: Geant4 particle name and kinetic energy [MeV].
         seed: of Geant4's generator.
+        medium: the block.
 
     Yields:
         per job (N, 8): x, y, z before and after the step [mm], deposited energy [MeV], step length [mm].
     """
     engine = _engine()
+    engine["fill"](medium)
     engine["seed"](seed)
     engine["jobs"][:] = jobs
     engine["events"].clear()
@@ -182,19 +220,34 @@ def _engine() -> dict[str, Any]:
     jobs: list[tuple[str, float]] = []
     events: list[NDArray[np.float64]] = []
     rows: list[tuple[float, ...]] = []
+    reach = [POLYSTYRENE.reach]
 
     class Block(g4.G4VUserDetectorConstruction):
         def Construct(self) -> Any:
-            material = g4.G4NistManager.Instance().FindOrBuildMaterial("G4_POLYSTYRENE")
-            box = g4.G4Box("block", 2500.0, 2500.0, 2500.0)
-            volume = g4.G4LogicalVolume(box, material, "block")
-            self.keep = material, box, volume
-            return g4.G4PVPlacement(None, g4.G4ThreeVector(), volume, "block", None, False, 0)
+            material = g4.G4NistManager.Instance().FindOrBuildMaterial(POLYSTYRENE.material)
+            box = g4.G4Box("block", POLYSTYRENE.reach, POLYSTYRENE.reach, POLYSTYRENE.reach)
+            self.volume = g4.G4LogicalVolume(box, material, "block")
+            self.keep = material, box
+            self.limits = g4.G4UserLimits(sys.float_info.max)
+            self.volume.SetUserLimits(self.limits)
+            return g4.G4PVPlacement(None, g4.G4ThreeVector(), self.volume, "block", None, False, 0)
+
+        def fill(self, medium: Medium) -> None:
+            """Takes another material from the next run on."""
+            nist = g4.G4NistManager.Instance()
+            if medium.atoms and g4.G4Material.GetMaterial(medium.material, False) is None:
+                symbols, numbers = (list(column) for column in zip(*medium.atoms, strict=True))
+                elements, counts = g4.G4StringVector(symbols), g4.G4intVector(numbers)
+                nist.ConstructNewMaterial(medium.material, elements, counts, medium.density * g4.g / g4.cm3)
+            self.volume.SetMaterial(nist.FindOrBuildMaterial(medium.material))
+            self.limits.SetMaxAllowedStep(min(medium.max_step, sys.float_info.max))
+            reach[0] = medium.reach
 
     class Ionisation(g4.G4VModularPhysicsList):
         def __init__(self) -> None:
             super().__init__()
             self.RegisterPhysics(g4.G4EmStandardPhysics())
+            self.RegisterPhysics(g4.G4StepLimiterPhysics())
             self.SetDefaultCutValue(0.2)  # mm; a delta ray that reaches further is followed
 
         def ConstructProcess(self) -> None:
@@ -242,6 +295,8 @@ def _engine() -> dict[str, Any]:
             if energy > 0:
                 a, b = step.GetPreStepPoint().GetPosition(), step.GetPostStepPoint().GetPosition()
                 rows.append((a.x, a.y, a.z, b.x, b.y, b.z, energy, step.GetStepLength()))
+                if max(abs(b.x), abs(b.y), abs(b.z)) > reach[0]:
+                    step.GetTrack().SetTrackStatus(g4.fStopAndKill)
 
     class EndOfEvent(g4.G4UserEventAction):
         def EndOfEventAction(self, event: Any) -> None:
@@ -256,7 +311,8 @@ def _engine() -> dict[str, Any]:
 
     with _silent_stdout():
         manager = g4.G4RunManagerFactory.CreateRunManager(g4.G4RunManagerType.Serial)
-    keep = Block(), Ionisation(), Actions()
+    block = Block()
+    keep = block, Ionisation(), Actions()
     for part in keep:
         manager.SetUserInitialization(part)
     command = g4.G4UImanager.GetUIpointer().ApplyCommand
@@ -269,6 +325,7 @@ def _engine() -> dict[str, Any]:
     return {
         "jobs": jobs,
         "events": events,
+        "fill": block.fill,
         "seed": g4.G4Random.setTheSeed,
         "beam_on": manager.BeamOn,
         "keep": (manager, keep),
