@@ -1,6 +1,6 @@
 """Camera frames in: TH2 histograms in ROOT files, HDF5 data sets, MIDAS banks. Knows no torch.
 
-There is one orientation, whatever the file: ``image[y, x]``, y upwards, and pixel (x, y) is bin (x + 1, y + 1) of the TH2.
+There is one orientation, whatever the file: ``image[y, x]``, y upwards; pixel (x, y) is bin (x + 1, y + 1) of the TH2.
 A TH2 therefore comes in as ``values().T``; HDF5 data sets hold the image as it is; the rows of a MIDAS bank, which the
 camera reads out from the top, are turned upside down.
 """
@@ -219,9 +219,9 @@ def _midas_banks(path: str, skip: bool = False) -> Iterator[tuple[int, bytes]]:
     Event header: id, trigger mask (16 bits each), serial number, time, size (32 bits each); then size and flags of all
     banks, then the banks, padded to 8 bytes (MIDAS wiki, "Event structure").
     """
-    opened: IO[bytes] = gzip.open(path) if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[assignment]
     done = 0
-    with opened as file:
+    with Path(path).open("rb") as raw:
+        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw  # type: ignore[assignment]
         try:
             while header := file.read(16):
                 if len(header) < 16:

@@ -229,7 +229,7 @@ FRAMES = Schema(
         ),
     },
 )
-"""Output of the camera chain: one entry per frame, clusters in descending integral, their pixels one after the other."""
+"""Output of the camera chain: one entry per frame; clusters in descending integral, and their pixels in that order."""
 
 FRAME_TRUTH = Schema(
     "event_info",

@@ -61,11 +61,15 @@ def test_imports_point_one_way(path: Path) -> None:
             continue
         there = part(inner)
         assert LEVEL.get(there, 0) <= level, f"{here} imports {name}, which comes after it"
-        assert not {path.parent.name, inner[0]} <= set(STAGES) or path.parent.name == inner[0], "systems are on their own"
+        assert not {path.parent.name, inner[0]} <= set(STAGES) or path.parent.name == inner[0], (
+            "systems are on their own"
+        )
         assert there != "sim" or here in {"sim", "training", "commands"}, "only training imports the simulation"
         assert here != "sim" or there in {"sim", "voxels", "ops"} or LEVEL.get(there, 0) == 0, f"sim imports {name}"
         if here == there == "stage" and inner[1] != path.stem:
-            assert (path.stem, inner[1]) in {("refine", "generator"), ("select", "unet")}, "stages do not import each other"
+            assert (path.stem, inner[1]) in {("refine", "generator"), ("select", "unet")}, (
+                "stages do not import each other"
+            )
 
 
 def test_the_networks_on_the_cpu_do_not_load_spconv() -> None:

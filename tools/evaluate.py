@@ -6,11 +6,13 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import evaluate_vertex
+from sparsereco.commands import evaluate_calibration, evaluate_camera, evaluate_vertex
 from sparsereco.commands.common import dispatch
 
 SYSTEMS = {
     "vertex": evaluate_vertex.COMMAND,
+    "camera": evaluate_camera.COMMAND,
+    "calibration": evaluate_calibration.COMMAND,
 }
 
 

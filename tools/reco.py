@@ -6,11 +6,12 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import reco_vertex
+from sparsereco.commands import reco_camera, reco_vertex
 from sparsereco.commands.common import dispatch
 
 SYSTEMS = {
     "vertex": reco_vertex.COMMAND,
+    "camera": reco_camera.COMMAND,
 }
 
 

@@ -1,7 +1,7 @@
 """Clusters of selected macro-pixels, and what is measured on each.
 
-The names of the features are those of the experiment's tree `Events`, without their prefix `sc_`. Pixels of a cluster are
-always whole macro-pixels, in full resolution.
+The features are called as in the experiment's tree `Events`, without the prefix `sc_`. Pixels of a cluster are always
+whole macro-pixels, in full resolution.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import curve_fit
+from scipy.optimize import leastsq
 from scipy.signal import find_peaks, peak_widths
 from sklearn.cluster import DBSCAN
 
@@ -155,21 +155,17 @@ def _profile(axis: str, place: Floats, value: Floats) -> dict[str, float]:
 def _gaussian(x: Floats, y: Floats) -> dict[str, float]:
     """Fit of a Gaussian to a profile."""
 
-    def curve(x: Floats, amplitude: float, mean: float, sigma: float) -> Floats:
-        return amplitude * np.exp(-0.5 * ((x - mean) / sigma) ** 2)
+    def residual(p: Floats) -> Floats:
+        return p[0] * np.exp(-0.5 * ((x - p[1]) / p[2]) ** 2) - y
 
     positive = np.maximum(y, 0)
     mean = np.average(x, weights=positive) if positive.any() else 0.0
     sigma = max(np.sqrt(np.average((x - mean) ** 2, weights=positive)), 1.0) if positive.any() else 1.0
-    start = float(max(y.max(), 1.0)), float(mean), float(sigma)
-    if len(x) < 4:
-        return dict(zip(("gaussamp", "gaussmean", "gausssigma", "chi2", "status"), (*start, 0.0, 1.0), strict=True))
-    try:
-        best, _ = curve_fit(curve, x, y, start, maxfev=100, xtol=1e-3, ftol=1e-3)
-        status = 0.0
-    except RuntimeError:  # too many steps
-        best, status = np.array(start), 1.0
-    error = np.sqrt(np.maximum(y, 1))
-    chi2 = (((y - curve(x, *best)) / error) ** 2).sum() / (len(x) - 3)
-    values = (best[0], best[1], abs(best[2]), chi2, status)
-    return dict(zip(("gaussamp", "gaussmean", "gausssigma", "chi2", "status"), values, strict=True))
+    best, status = np.array([max(y.max(), 1.0), mean, sigma]), 1
+    if len(x) > 3:
+        # Told of all its output, it does not warn on stderr of fits that do not converge.
+        fitted, *_, code = leastsq(residual, best, full_output=True, maxfev=100, xtol=1e-3, ftol=1e-3)
+        if code in (1, 2, 3, 4) and fitted[2] != 0:  # MINPACK: converged
+            best, status = fitted, 0
+    chi2 = (residual(best) ** 2 / np.maximum(y, 1)).sum() / max(len(x) - 3, 1)
+    return {"gaussamp": best[0], "gaussmean": best[1], "gausssigma": abs(best[2]), "chi2": chi2, "status": status}

@@ -92,9 +92,7 @@ def _along(points: Points, reference: Points) -> tuple[NDArray[np.float64], NDAr
     return rotated[:, 1], rotated[:, 0]
 
 
-def _fit(
-    axis: NDArray[np.float64], across: NDArray[np.float64], degree: int, tolerance: float
-) -> RANSACRegressor:
+def _fit(axis: NDArray[np.float64], across: NDArray[np.float64], degree: int, tolerance: float) -> RANSACRegressor:
     """A robust polynomial."""
     model = make_pipeline(PolynomialFeatures(degree), LinearRegression())
     samples = max(degree + 1, int(0.7 * len(axis)))

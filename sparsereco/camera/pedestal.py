@@ -66,7 +66,8 @@ def measure_pedestal(frames: Iterable[Frame]) -> Pedestal:
             total, squares = np.zeros(offset.shape), np.zeros(offset.shape)
         if frame.image.shape != offset.shape:
             raise InputError(
-                f"{frame.name} has {_size(frame.image.shape)} pixels, expected {_size(offset.shape)} as in {first.name}",
+                f"{frame.name} has {_size(frame.image.shape)} pixels, "
+                f"expected {_size(offset.shape)} as in {first.name}",
                 file=frame.file,
             )
         difference = frame.image - offset
@@ -108,7 +109,8 @@ def read_pedestal(path: str) -> Pedestal:
             names = [name for name, kind in root.classnames(cycle=False).items() if kind.startswith("TH2")]
             if "pedmap" not in names:
                 raise InputError(
-                    f"{path} holds no pedestal: expected a TH2 'pedmap', it has {', '.join(names) or 'no TH2'}", file=path
+                    f"{path} holds no pedestal: expected a TH2 'pedmap', it has {', '.join(names) or 'no TH2'}",
+                    file=path,
                 )
             mean = root["pedmap"].values().T
             sigma = (root["pedmapsigma"].values() if "pedmapsigma" in names else root["pedmap"].errors()).T
@@ -126,7 +128,7 @@ def read_vignetting(path: str, shape: tuple[int, ...]) -> Floats:
     """A map of the light that arrives, interpolated to the pixels of a sensor; its largest value is 1.
 
     Args:
-        path: ROOT file with a TH2, of any binning over the whole sensor; the first one whose name has ``normmap`` in it.
+        path: ROOT file with a TH2, of any binning over the whole sensor; the first whose name has ``normmap`` in it.
         shape: of the sensor.
 
     Raises:

@@ -75,7 +75,8 @@ def make_select(settings: CameraConfig, mean: Tensor, sigma: Tensor, hot: Tensor
     if settings.selector == "gaussian":
         return lambda image: select_gaussian(image.to(device), normaliser, settings.gaussian)
     path = unet_weights(settings)
-    model = checkpoint.load(path, Selector, SelectorConfig).to(device, memory_format=torch.channels_last)
+    model = checkpoint.load(path, Selector, SelectorConfig).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
     probability, seed = settings.unet.probability, settings.unet.min_score
     return lambda image: select_unet(image.to(device), normaliser, model, probability, seed)
 
@@ -108,7 +109,9 @@ def select_nsigma(image: Tensor, normaliser: Normaliser, cut: Tensor, settings: 
     value = macro[tuple(points.T)]
     hits = _pixels_of(residual.numpy() > cut.numpy(), points)
     clock("t_noisered")
-    return Selection(points, np.maximum(value.astype(int), 1).astype(float), value, hits, residual.numpy(), clock.seconds)
+    return Selection(
+        points, np.maximum(value.astype(int), 1).astype(float), value, hits, residual.numpy(), clock.seconds
+    )
 
 
 def reduce_noise(macro: NDArray, settings: NsigmaConfig) -> NDArray:

@@ -24,6 +24,7 @@ from sparsereco.sim.camera import (
     recoil_track,
 )
 
+
 @dataclass(frozen=True)
 class PatchStream:
     """The pieces of frames and the loss."""
@@ -97,7 +98,9 @@ class Patches:
         mean = noise.mean + noise.sigma * rng.standard_normal(shape, np.float32) / np.sqrt(frames)
         sigma = noise.sigma * (1 + rng.standard_normal(shape, np.float32) / np.sqrt(2 * frames))
         hot = noise.mean > sensor.offset + 20
-        normaliser = Normaliser(*(torch.from_numpy(np.asarray(a)) for a in (mean.astype("f4"), sigma.astype("f4"), hot)))
+        normaliser = Normaliser(
+            *(torch.from_numpy(np.asarray(a)) for a in (mean.astype("f4"), sigma.astype("f4"), hot))
+        )
         macro = normaliser(torch.from_numpy(image.astype(np.float32))).macro
         return macro, torch.from_numpy(lit_pixels(lights, shape))
 
@@ -116,4 +119,3 @@ def selector_step(
     logits = to_pixels(model(macro))
     # In units of the share of lit pixels: of the order of 1.
     return {"focal": 100 * focal_loss(logits, target, settings.positive_weight, settings.gamma)}
-

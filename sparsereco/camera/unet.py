@@ -34,6 +34,7 @@ class Selector(nn.Module):
         self.settings = settings
         self.unet = DenseUNet(1 + len(settings.filters), settings.channels)
         self.head = nn.Conv2d(settings.channels[0], BIN**2, 1)
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, -4.0)  # few pixels are
 
     def forward(self, macro: Tensor) -> Tensor:

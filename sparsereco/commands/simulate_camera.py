@@ -143,8 +143,7 @@ def shine(
 
     depth = rng.uniform(0, chamber.drift, len(tracks))
     lights = [
-        light_of(track, place, z, chamber, sensor, rng)
-        for track, place, z in zip(tracks, places, depth, strict=True)
+        light_of(track, place, z, chamber, sensor, rng) for track, place, z in zip(tracks, places, depth, strict=True)
     ]
     lit = [light.expected >= LIT for light in lights]
     pixel = np.concatenate([np.zeros((0, 2), int), *(light.pixel[on] for light, on in zip(lights, lit, strict=True))])

@@ -65,9 +65,7 @@ def train_selector(rank: int, settings: SelectorTraining, resume: bool, quiet: b
 
     best = training.train("selector", rank, model, losses, settings, resume, quiet)
     if rank == 0:
-        checkpoint.save(
-            Path(settings.output) / "selector.safetensors", best, training=dataclasses.asdict(settings)
-        )
+        checkpoint.save(Path(settings.output) / "selector.safetensors", best, training=dataclasses.asdict(settings))
 
 
 SELECTOR = Command(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class DenseUNet(nn.Module):
     def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         self.down = nn.ModuleList(nn.Conv2d(above, width, 2, stride=2) for above, width in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose2d(width, above, 2, stride=2) for above, width in pairs)
         self.encode = nn.ModuleList(DenseBlock(width) for width in channels[1:])

@@ -1,6 +1,6 @@
-"""Camera frames of an optical TPC, sparse until the last step: recoils, drifting electrons, light, photo-electrons, noise.
+"""Camera frames of an optical TPC, sparse until the last step: recoils, electrons, light, photo-electrons, noise.
 
-A frame is an array [y, x]. Tracks stay lists of electrons and of lit pixels; only `Sensor.expose` makes an image of them.
+A frame is an array [y, x]. Tracks stay lists of electrons and of lit pixels; only `Noise.expose` makes an image.
 Figures are those of a He:CF4 60/40 chamber with triple GEM (arXiv 2007.00608, 2007.12508, 2305.06168) and of the data
 sheets of the cameras.
 """
@@ -142,7 +142,8 @@ def recoil_track(pdg: int, energy: float, rng: np.random.Generator) -> Track:
         energy: kinetic energy [keV].
         rng: draws the direction.
     """
-    length = np.exp(np.interp(np.log(energy), *(np.log(column) for column in RANGES[pdg])))
+    energies, ranges = (np.log(column) for column in RANGES[pdg])
+    length = np.exp(np.interp(np.log(energy), energies, ranges))
     if energy < RANGES[pdg][0][0]:  # the range is about proportional to the energy
         length *= energy / RANGES[pdg][0][0]
     ionised = energy * float(np.interp(np.log(energy), np.log(QUENCHING[pdg][0]), QUENCHING[pdg][1]))
@@ -191,14 +192,12 @@ def light_of(
 
 
 def vignetting(pixel: NDArray, shape: tuple[int, int], edge: float) -> Floats:
-    """(P,) share of light that arrives from (P, 2) pixels: a parabola from 1 in the centre to ``edge`` in the corners."""
+    """(P,) share of light that arrives from (P, 2) pixels: a parabola from 1 in the centre to ``edge`` in corners."""
     centre = (np.array(shape) - 1) / 2
     return 1 - (1 - edge) * ((pixel - centre) ** 2).sum(1) / (centre**2).sum()
 
 
-def _stamps(
-    place: Floats, total: Floats, sigma: float, shape: tuple[int, int]
-) -> tuple[NDArray[np.int64], Floats]:
+def _stamps(place: Floats, total: Floats, sigma: float, shape: tuple[int, int]) -> tuple[NDArray[np.int64], Floats]:
     """Sum of Gaussian spots, integrated over pixels; what falls beside the sensor is lost.
 
     Args:
@@ -219,7 +218,7 @@ def _stamps(
     y, x = (np.broadcast_to(edge, spot.shape) for edge in (edges[:, 0, :-1, None], edges[:, 1, None, :-1]))
     inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
     key, inverse = np.unique((y * shape[1] + x)[inside], return_inverse=True)
-    return np.stack(np.divmod(key, shape[1]), 1), np.bincount(inverse, spot[inside], len(key))
+    return np.stack(np.divmod(key, shape[1]), 1), np.bincount(inverse, spot[inside], len(key)).astype(np.float64)
 
 
 def lit_pixels(lights: list[Light], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -44,6 +44,7 @@ BIRKS = 0.126
 NEAR, FINE, COARSE = 90.0, 0.5, 3.0
 """Deposits are merged within 0.5 mm up to 90 mm from the start, within 3 mm beyond: little against a voxel [mm]."""
 
+
 @dataclass(frozen=True)
 class Medium:
     """The uniform block that particles start in the middle of."""
