@@ -1,13 +1,14 @@
 """Energy calibration: the peak of a line, such as 5.9 keV of 55Fe, to keV per count.
 
-An unbinned fit of a Gaussian and a tail towards less light: the same Gaussian smeared by an exponential, for clusters that
-have lost some. The scale may depend on the distance to the GEM or on the light density, so it can be fitted in bins.
+An unbinned fit of a Gaussian and a tail towards less light: the same Gaussian smeared by an exponential, for clusters
+that have lost some. The scale may depend on the distance to the GEM or the light density: fit it in bins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def fit_in_bins(integral: Floats, variable: Floats, edges: Floats) -> list[Peak 
         edges: (bins + 1,) increasing.
     """
     peaks: list[Peak | None] = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         try:
             peaks.append(fit_peak(integral[(variable >= low) & (variable < high)]))
         except InputError:

@@ -69,7 +69,7 @@ class CameraChain:
         start = time.perf_counter()
         settings = self.config.cluster
         margin = 0 if self.config.selector == "nsigma" else settings.margin
-        clusters = find_clusters(chosen.points, chosen.weight, chosen.score, settings, margin)
+        clusters = find_clusters(chosen.points, chosen.weight, chosen.score, settings, margin, chosen.adds_up)
         seconds = chosen.seconds | {"t_DBSCAN": time.perf_counter() - start}
         start = time.perf_counter()
         columns = self._measure(clusters, chosen)

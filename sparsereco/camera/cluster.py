@@ -27,7 +27,7 @@ class Clusters:
 
     macro: NDArray[np.int64]  # (M, 2) y, x of macro-pixels, by cluster
     label: NDArray[np.int64]  # (M,) ascending
-    score: Floats  # (C,) largest score of its points
+    score: Floats  # (C,) of its points: the largest, or the sum
     order: NDArray[np.int64]  # (C,) order of the curve that it was grown along, 0 for none
 
     def __len__(self) -> int:
@@ -35,7 +35,12 @@ class Clusters:
 
 
 def find_clusters(
-    points: NDArray[np.int64], weight: Floats, score: Floats, settings: ClusterConfig, margin: int
+    points: NDArray[np.int64],
+    weight: Floats,
+    score: Floats,
+    settings: ClusterConfig,
+    margin: int = 0,
+    adds_up: bool = False,
 ) -> Clusters:
     """Weighted DBSCAN and, where that is enabled, its directional extension.
 
@@ -45,6 +50,7 @@ def find_clusters(
         score: (N,) how far each is from noise.
         settings: reach and thresholds.
         margin: clusters grow by this much in the end [macro-pixel].
+        adds_up: the score of a cluster is the sum over its points, not their maximum.
     """
     if not len(points):
         return Clusters(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
@@ -57,8 +63,8 @@ def find_clusters(
     number = np.full(len(order) + 1, -1)
     number[kept] = np.arange(len(kept))
     labels = number[labels]  # the last entry stands for label -1
-    best = np.full(len(kept), -np.inf)
-    np.maximum.at(best, labels[labels >= 0], score[labels >= 0])
+    best = np.zeros(len(kept)) if adds_up else np.full(len(kept), -np.inf)
+    (np.add if adds_up else np.maximum).at(best, labels[labels >= 0], score[labels >= 0])
     macro, label = _with_margin(points[labels >= 0], labels[labels >= 0], margin)
     return Clusters(macro, label, best, order[kept])
 

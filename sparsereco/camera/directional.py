@@ -55,10 +55,10 @@ def extend(
 
 def _is_line(points: Points, settings: DirectionalConfig) -> bool:
     axis, across = _along(points, points)
-    fit = _fit(axis, across, 1, settings.thickness / 2)
+    fit = _fit(axis, across, 1, settings.thickness)
     residual = np.abs(across - fit.predict(axis[:, None]))
-    long = np.ptp(axis) > 2 * settings.thickness
-    return bool(long and (residual < settings.thickness / 2).mean() >= settings.accuracy)
+    long = np.ptp(axis) > 2 * max(settings.thickness, np.ptp(across))  # a round spot lies along any line
+    return bool(long and (residual < settings.thickness).mean() >= settings.accuracy)
 
 
 def _reached(
@@ -71,7 +71,7 @@ def _reached(
         near[np.flatnonzero(free)[np.isfinite(distance)]] = True
     if near.any():
         axis, across = _along(points[mine], points[mine])
-        fit = _fit(axis, across, degree, settings.thickness / 2)
+        fit = _fit(axis, across, degree, settings.thickness)
         place, off = _along(points[near], points[mine])
         near[np.flatnonzero(near)] = np.abs(off - fit.predict(place[:, None])) < settings.thickness
     return near

@@ -33,6 +33,8 @@ class Selection:
     score: NDArray[np.float64]  # (N,) how far a point is from noise
     hits: NDArray[np.bool_]  # (N, 16) the chosen pixels of each point, row by row
     residual: NDArray[np.float32]  # (H, W) counts above the pedestal
+    adds_up: bool = False
+    """Whether the score of a cluster is the sum over its points, not their maximum."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time per step, by the name of the branch."""
 
@@ -109,9 +111,8 @@ def select_nsigma(image: Tensor, normaliser: Normaliser, cut: Tensor, settings: 
     value = macro[tuple(points.T)]
     hits = _pixels_of(residual.numpy() > cut.numpy(), points)
     clock("t_noisered")
-    return Selection(
-        points, np.maximum(value.astype(int), 1).astype(float), value, hits, residual.numpy(), clock.seconds
-    )
+    weight = np.maximum(value.astype(int), 1).astype(float)
+    return Selection(points, weight, value, hits, residual.numpy(), True, clock.seconds)
 
 
 def reduce_noise(macro: NDArray, settings: NsigmaConfig) -> NDArray:
@@ -146,7 +147,7 @@ def select_gaussian(image: Tensor, normaliser: Normaliser, settings: GaussianCon
     points, hits = _seeded(F.pixel_unshuffle(chosen[None, None].float(), BIN)[0] > 0, response, settings.min_score)
     score = response.cpu().numpy()[tuple(points.T)].astype(float)
     clock("t_zerosup")
-    return Selection(points, np.ones(len(points)), score, hits, seen.residual.cpu().numpy(), clock.seconds)
+    return Selection(points, np.ones(len(points)), score, hits, seen.residual.cpu().numpy(), seconds=clock.seconds)
 
 
 def select_unet(
@@ -170,7 +171,7 @@ def select_unet(
     points, hits = _seeded(logits > float(np.log(probability / (1 - probability))), score, min_score)
     clock("t_zerosup")
     values = score.cpu().numpy()[tuple(points.T)].astype(float)
-    return Selection(points, np.ones(len(points)), values, hits, seen.residual.cpu().numpy(), clock.seconds)
+    return Selection(points, np.ones(len(points)), values, hits, seen.residual.cpu().numpy(), seconds=clock.seconds)
 
 
 def _seeded(chosen: Tensor, score: Tensor, seed: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
