@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sparsereco.camera.chain import CameraChain
     from sparsereco.detector import Detector, Response
     from sparsereco.vertex.chain import VertexChain
     from sparsereco.voxels import Voxels
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "Response", "VertexChain", "Voxels", "__version__"]
+__all__ = ["CameraChain", "Detector", "Response", "VertexChain", "Voxels", "__version__"]
 
 _HOMES = {
+    "CameraChain": "sparsereco.camera.chain",
     "Detector": "sparsereco.detector",
     "Response": "sparsereco.detector",
     "VertexChain": "sparsereco.vertex.chain",

@@ -107,7 +107,7 @@ def iterate(
     """
     first, last = _entry_range(entry_start, entry_stop)
     before = 0  # entries in the files before this one
-    for path, own_tree in _expand(files):
+    for path, own_tree in expand(files):
         if before >= last:
             return
         try:
@@ -135,7 +135,7 @@ def survey(
 ) -> list[Source]:
     """Opens and checks every file without reading events (arguments as in `iterate`); the handles come back closed."""
     sources = []
-    for path, tree in _expand(files):
+    for path, tree in expand(files):
         try:
             with open_source(path, schema, tree, names) as source:
                 sources.append(source)
@@ -177,7 +177,7 @@ def open_source(
         yield source
 
 
-def _expand(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+def expand(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     """Splits ``FILE:TREE`` and expands globs that the shell has not."""
     for given in files:
         path, colon, tree = given.rpartition(":")

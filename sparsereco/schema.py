@@ -203,3 +203,119 @@ INFILL = Schema(
     },
 )
 """Output of the infill, same entries as the input: what is added to the hits, and the gaps that were looked at."""
+
+
+def _floats(prefix: str, names: dict[str, tuple[str, str]]) -> tuple[Branch, ...]:
+    """Float branches by name, with meaning and unit."""
+    return tuple(Branch(prefix + name, meaning, unit) for name, (meaning, unit) in names.items())
+
+
+_FRAME_ID = (
+    Branch("run", "run number", dtype="int32"),
+    Branch("event", "event number", dtype="int32"),
+    Branch("pedestal_run", "run of the pedestal", dtype="int32"),
+)
+
+_PROFILE = {
+    "amp": ("amplitude of the Gaussian", "counts"),
+    "mean": ("its mean", "pixel"),
+    "sigma": ("its standard deviation", "pixel"),
+    "chi2": ("chi2 of the fit per degree of freedom", ""),
+    "status": ("0 where the fit converged, 1 where not", ""),
+}
+
+FRAMES = Schema(
+    "Events",
+    (
+        *_FRAME_ID,
+        Branch("status", "0; 1 for a frame that could not be used, whose entry is empty", dtype="int32"),
+        *_floats(
+            "",
+            {
+                "cmos_integral": ("sum of the image", "counts"),
+                "cmos_mean": ("its mean per pixel", "counts"),
+                "cmos_rms": ("its standard deviation", "counts"),
+                "t_pedsub": ("time for subtraction and normalisation", "s"),
+                "t_zerosup": ("time for zero suppression or the network", "s"),
+                "t_medianfilter": ("time for the median filter", "s"),
+                "t_rebin": ("time for macro-pixels", "s"),
+                "t_noisered": ("time for the noise reductor", "s"),
+                "t_DBSCAN": ("time for clustering", "s"),
+                "t_variables": ("time for the features", "s"),
+                "lp_len": ("macro-pixels given to DBSCAN", ""),
+            },
+        ),
+    ),
+    {
+        "nSc": (
+            *_floats(
+                "sc_",
+                {
+                    "size": ("pixels of the cluster, 16 per macro-pixel", ""),
+                    "nhits": ("pixels that the selector chose", ""),
+                    "integral": ("light, after vignetting", "counts"),
+                    "corrintegral": ("light with all corrections", "counts"),
+                    "rms": ("standard deviation of the pixel values", "counts"),
+                    "energy": ("energy by the calibration", "keV"),
+                    "pathlength": ("extent along the main axis", "mm"),
+                    "redpixIdx": ("place of its first pixel in redpix_*; exact below 2^24", ""),
+                    "theta": ("angle of the main axis to x, -pi/2 to pi/2", "rad"),
+                    "length": ("extent along the main axis", "pixel"),
+                    "width": ("extent across", "pixel"),
+                    "longrms": ("rms along the axis, weighted by light", "pixel"),
+                    "latrms": ("rms across, weighted by light", "pixel"),
+                    "lfullrms": ("rms along the axis of all pixels alike", "pixel"),
+                    "tfullrms": ("rms across of all pixels alike", "pixel"),
+                    "lp0amplitude": ("main peak of the profile along the axis: height", "counts"),
+                    "lp0prominence": ("its prominence", "counts"),
+                    "lp0fwhm": ("its full width at half maximum", "pixel"),
+                    "lp0mean": ("its place from the centroid", "pixel"),
+                    "tp0fwhm": ("main peak across: full width at half maximum", "pixel"),
+                    "xmean": ("x weighted by light", "pixel"),
+                    "ymean": ("y weighted by light", "pixel"),
+                    "xmin": ("smallest x", "pixel"),
+                    "xmax": ("largest x", "pixel"),
+                    "ymin": ("smallest y", "pixel"),
+                    "ymax": ("largest y", "pixel"),
+                    "pearson": ("correlation of x and y, weighted by light", ""),
+                    **{f"tgauss{name}": value for name, value in list(_PROFILE.items())[:3]},
+                    **{f"t{name}": value for name, value in list(_PROFILE.items())[3:]},
+                    **{f"lgauss{name}": value for name, value in list(_PROFILE.items())[:3]},
+                    **{f"l{name}": value for name, value in list(_PROFILE.items())[3:]},
+                    "score": ("score by its selector", ""),
+                },
+            ),
+            Branch("sc_polynomial", "order of the curve it was grown along; 0: none", dtype="int32"),
+            Branch("sc_redpix_begin", "place of its first pixel in redpix_*", dtype="int32"),
+        ),
+        "nRedpix": (
+            Branch("redpix_ix", "x of the pixel", "pixel", "int32"),
+            Branch("redpix_iy", "y of the pixel", "pixel", "int32"),
+            Branch("redpix_iz", "light of the pixel", "counts"),
+            Branch("redpix_hit", "1 where the selector chose the pixel", dtype="uint8"),
+        ),
+    },
+)
+"""Output of the camera chain: one entry per frame; clusters in descending integral, and their pixels in that order."""
+
+FRAME_TRUTH = Schema(
+    "event_info",
+    (Branch("run", "run number", dtype="int32"), Branch("eventnumber", "event number", dtype="int32")),
+    {
+        "ntrack": (
+            Branch("particle_type", "PDG code: 11, or of He, C, F", dtype="int32"),
+            Branch("energy", "kinetic energy", "keV"),
+            Branch("x_vertex", "x where it starts", "pixel"),
+            Branch("y_vertex", "y where it starts", "pixel"),
+            Branch("z_vertex", "distance to the GEM where it starts", "mm"),
+            Branch("light", "light on the sensor", "counts"),
+        ),
+        "nRedpix": (
+            Branch("redpix_ix", "x of a lit pixel", "pixel", "int32"),
+            Branch("redpix_iy", "y of a lit pixel", "pixel", "int32"),
+            Branch("redpix_iz", "its expected light", "counts"),
+            Branch("redpix_track", "index of its track in the frame", dtype="int32"),
+        ),
+    },
+)
+"""Simulation of the camera: one entry per frame. A pixel is lit where at least half a count of light is expected."""

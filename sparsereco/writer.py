@@ -78,6 +78,15 @@ class RootWriter:
             columns = {branch.name: ak.values_astype(events[branch.name], branch.dtype) for branch in schema.branches}
             self._trees[tree].extend(columns)
 
+    def put(self, name: str, content: object) -> None:
+        """Stores a histogram or a string.
+
+        Args:
+            name: in the file.
+            content: what uproot can write, but no columns of a tree: those go through `extend`.
+        """
+        self._file[name] = content
+
     def provenance(self, record: Mapping[str, object]) -> None:
         """Stores how the file was made, as a `TObjString` ``provenance`` with JSON."""
         self._file["provenance"] = json.dumps(record)

@@ -11,19 +11,31 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
-STAGES = {"finder", "tracks", "decomposer", "generator", "refine"}
-TRAINING = {"training", "adversary"}
+STAGES = {  # per system
+    "vertex": {"finder", "tracks", "decomposer", "generator", "refine"},
+    "camera": {"pedestal", "select", "unet", "cluster", "calibrate"},
+    "infill": set(),
+}
 LIGHT = {"gaps", "checks", "config"}  # of the infill: they know neither torch nor models
+LATE = {  # what comes after the stages of a system, and with which parts of the package it stands
+    "chain": "chain",
+    "events": "chain",
+    "training": "training",
+    "adversary": "training",
+    "baselines": "baselines",
+    "metrics": "plots",
+    "plots": "plots",
+    "figures": "plots",
+}
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io", "infill.light"},  # knows neither torch nor models
     {"cli", "ops", "reference", "convolution"},
     {"voxels", "segments"},
-    {"nn", "sim", "checkpoint", "vertex", "infill"},  # vertex: what its stages share
+    {"nn", "sim", "checkpoint", *STAGES},  # a system: what its stages share
     {"stage"},
     {"chain", "train", "training", "baselines", "plots", "report", "display"},
     {"commands"},  # what tools/ assembles
 ]
-TOPS = {"chain": "chain", "training": "training", "events": "chain", "figures": "plots"}  # of the infill
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 DOORS = {"spconv": "nn/sparse.py", "torch_scatter": "ops.py", "geant4_pybind": "sim/geant4.py"}
 
@@ -42,11 +54,14 @@ def imports(path: Path) -> set[str]:
 
 def part(names: list[str]) -> str:
     """Which part of the layout sparsereco.<names> belongs to."""
-    if names[0] == "vertex" and len(names) > 1 and names[1] in STAGES | {"chain", *TRAINING}:
-        return "stage" if names[1] in STAGES else "training" if names[1] in TRAINING else names[1]
-    if names[0] == "infill" and len(names) > 1:
-        return "infill.light" if names[1] in LIGHT else TOPS.get(names[1], "infill")
-    return names[0]
+    system, *inner = names
+    if system not in STAGES or not inner:
+        return system
+    if inner[0] in STAGES[system]:
+        return "stage"
+    if system == "infill" and inner[0] in LIGHT:
+        return "infill.light"
+    return LATE.get(inner[0], system)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -62,16 +77,17 @@ def test_imports_point_one_way(path: Path) -> None:
             continue
         there = part(inner)
         assert LEVEL.get(there, 0) <= level, f"{here} imports {name}, which comes after it"
+        assert not {path.parent.name, inner[0]} <= set(STAGES) or path.parent.name == inner[0], (
+            "systems are on their own"
+        )
         assert there != "sim" or here in {"sim", "training", "commands"}, "only training imports the simulation"
         assert here != "sim" or there in {"sim", "voxels", "segments", "ops"} or LEVEL.get(there, 0) == 0, (
             f"sim imports {name}"
         )
-        systems = {"camera", "infill", "vertex"}
-        assert not {path.relative_to(PACKAGE).parts[0], inner[0]} <= systems or path.parent.name == inner[0], (
-            f"{path.parent.name} imports {name}: each system stands alone"
-        )
         if here == there == "stage" and inner[1] != path.stem:
-            assert (path.stem, inner[1]) == ("refine", "generator"), "stages do not import each other"
+            assert (path.stem, inner[1]) in {("refine", "generator"), ("select", "unet")}, (
+                "stages do not import each other"
+            )
 
 
 def test_the_networks_on_the_cpu_do_not_load_spconv() -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import reco_infill, reco_vertex
+from sparsereco.commands import reco_camera, reco_infill, reco_vertex
 from sparsereco.commands.common import dispatch
 
 SYSTEMS = {
     "vertex": reco_vertex.COMMAND,
     "infill": reco_infill.COMMAND,
+    "camera": reco_camera.COMMAND,
 }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import simulate_infill, simulate_vertex
+from sparsereco.commands import simulate_camera, simulate_infill, simulate_vertex
 from sparsereco.commands.common import dispatch
 
 KINDS = {
@@ -14,6 +14,7 @@ KINDS = {
     "bank": simulate_vertex.BANK,
     "infill": simulate_infill.COMMAND,
     "lar-bank": simulate_infill.BANK,
+    "camera": simulate_camera.COMMAND,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import train_infill, train_response, train_vertex
+from sparsereco.commands import train_camera, train_infill, train_response, train_vertex
 from sparsereco.commands.common import dispatch
 
 STAGES = {
@@ -18,6 +18,7 @@ STAGES = {
     "generator": train_vertex.GENERATOR,
     "response": train_response.COMMAND,
     "filler": train_infill.COMMAND,
+    "selector": train_camera.SELECTOR,
 }
 
 

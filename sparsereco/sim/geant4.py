@@ -55,6 +55,10 @@ class Medium:
     """Nothing is followed further from the start than this, along any axis [mm]."""
     max_step: float = float("inf")
     """No step is longer: within one, the energy loss does not fluctuate [mm]."""
+    atoms: tuple[tuple[str, int], ...] = ()
+    """Symbol and number of each element, where the material is none of NIST's."""
+    density: float = 0.0
+    """Of such a material [g/cm3]."""
 
 
 POLYSTYRENE = Medium()
@@ -231,7 +235,12 @@ def _engine() -> dict[str, Any]:
 
         def fill(self, medium: Medium) -> None:
             """Takes another material from the next run on."""
-            self.volume.SetMaterial(g4.G4NistManager.Instance().FindOrBuildMaterial(medium.material))
+            nist = g4.G4NistManager.Instance()
+            if medium.atoms and g4.G4Material.GetMaterial(medium.material, False) is None:
+                symbols, numbers = (list(column) for column in zip(*medium.atoms, strict=True))
+                elements, counts = g4.G4StringVector(symbols), g4.G4intVector(numbers)
+                nist.ConstructNewMaterial(medium.material, elements, counts, medium.density * g4.g / g4.cm3)
+            self.volume.SetMaterial(nist.FindOrBuildMaterial(medium.material))
             self.limits.SetMaxAllowedStep(min(medium.max_step, sys.float_info.max))
             reach[0] = medium.reach
 

@@ -1,0 +1,159 @@
+"""`CameraChain`: camera frames in, clusters with their pixels, features and energies out.
+
+from sparsereco import CameraChain
+from sparsereco.camera.pedestal import read_pedestal
+from sparsereco.frames import iterate_frames
+
+chain = CameraChain(read_pedestal("pedestal.root"))
+for frame in iterate_frames(["run7.root"]):
+    event = chain(frame)
+    print(event.event, event.sc_energy.tolist())
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsereco import checkpoint
+from sparsereco.camera.cluster import Clusters, features, find_clusters, pixels_of
+from sparsereco.camera.config import CameraConfig
+from sparsereco.camera.pedestal import Pedestal, check_frame, read_vignetting
+from sparsereco.camera.select import Selection, make_select, unet_weights
+from sparsereco.camera.significance import BIN
+from sparsereco.frames import Frame
+from sparsereco.schema import FRAMES
+
+
+class CameraChain:
+    """The camera system for one pedestal.
+
+    Args:
+        pedestal: of the camera that took the frames.
+        config: settings; the U-Net with the shipped weights by default.
+        device: torch device that the selection runs on.
+
+    Raises:
+        CheckpointError: weights that are missing, broken or of another class.
+        InputError: a vignetting map that cannot be used.
+    """
+
+    def __init__(self, pedestal: Pedestal, config: CameraConfig | None = None, device: str = "cpu") -> None:
+        self.pedestal, self.config, self.device = pedestal, config or CameraConfig(), device
+        maps = (np.nan_to_num(image) for image in (pedestal.mean, pedestal.sigma))
+        mean, sigma, hot = (torch.from_numpy(np.ascontiguousarray(image)) for image in (*maps, pedestal.hot))
+        self._select = make_select(self.config, mean, sigma, hot, device)
+        path = self.config.vignetting
+        self._light = None if path is None else read_vignetting(path, pedestal.mean.shape)
+
+    def __call__(self, frame: Frame) -> ak.Record:
+        """Reconstructs a frame.
+
+        Returns:
+            A record with the fields of the tree ``Events``.
+
+        Raises:
+            InputError: a frame of another size than the pedestal, empty, saturated, not finite, or a spark.
+        """
+        check_frame(frame, self.pedestal)
+        numbers = frame.image.astype(np.float32 if frame.image.dtype.kind == "f" else np.int32)
+        image = torch.from_numpy(np.ascontiguousarray(numbers))
+        chosen = self._select(image)
+        start = time.perf_counter()
+        settings = self.config.cluster
+        margin = 0 if self.config.selector == "nsigma" else settings.margin
+        clusters = find_clusters(chosen.points, chosen.weight, chosen.score, settings, margin, chosen.adds_up)
+        seconds = chosen.seconds | {"t_DBSCAN": time.perf_counter() - start}
+        start = time.perf_counter()
+        columns = self._measure(clusters, chosen)
+        seconds["t_variables"] = time.perf_counter() - start
+        values = image.double() if image.is_floating_point() else image
+        total, squares = float(values.sum()), float((image.float() - self._offset).square().mean())
+        mean = total / image.numel()
+        scalars = {
+            "status": 0,
+            "cmos_integral": total,
+            "cmos_mean": mean,
+            "cmos_rms": max(squares - (mean - self._offset) ** 2, 0) ** 0.5,
+            "lp_len": len(chosen.points),
+        }
+        return self._record(frame, {**scalars, **seconds}, columns)
+
+    def empty(self, frame: Frame) -> ak.Record:
+        """The entry of a frame that cannot be used."""
+        return self._record(frame, {"status": 1}, {})
+
+    def provenance(self) -> dict[str, Any]:
+        """Settings, pedestal, and the hash of the weights, as JSON values."""
+        known: dict[str, Any] = {"config": asdict(self.config)}
+        known["pedestal"] = {
+            "run": self.pedestal.run,
+            "frames": self.pedestal.frames,
+            "hot": int(self.pedestal.hot.sum()),
+        }
+        if self.config.selector == "unet":
+            path = unet_weights(self.config)
+            known["weights"] = {"selector": {"file": path.name, "sha256": checkpoint.sha256(path)}}
+        return known
+
+    @property
+    def _offset(self) -> float:
+        return float(np.median(self.pedestal.mean[::8, ::8]))
+
+    def _measure(self, clusters: Clusters, chosen: Selection) -> dict[str, NDArray]:
+        """Columns of the two groups of a frame, clusters in descending integral."""
+        height, width = chosen.residual.shape
+        # A margin may reach beyond the frame.
+        inside = ((clusters.macro >= 0) & (clusters.macro < (height // BIN, width // BIN))).all(1)
+        macro, label = clusters.macro[inside], clusters.label[inside]
+        pixel = pixels_of(macro)
+        owner = np.repeat(label, BIN**2)
+        y, x = pixel.T
+        value = chosen.residual[y, x].astype(float)
+        light = value if self._light is None else value / self._light[y, x]
+        integral = np.bincount(owner, light, len(clusters))
+        kept = np.argsort(-integral, kind="stable")
+        if self.config.selector == "nsigma":
+            kept = kept[clusters.score[kept] >= self.config.nsigma.min_score]
+
+        hit = np.zeros((height // BIN, width // BIN, BIN**2), bool)
+        hit[tuple(chosen.points.T)] = chosen.hits
+        hits = hit[tuple(macro.T)].ravel()
+        first = np.searchsorted(owner, np.arange(len(clusters) + 1))
+        rows = [np.arange(first[c], first[c + 1]) for c in kept]
+        measured = [features(x[r].astype(float), y[r].astype(float), light[r], self.config.pixel) for r in rows]
+        size = np.array([len(r) for r in rows], np.int64)
+        begin = np.cumsum(size) - size
+        every = np.concatenate([np.zeros(0, np.int64), *rows])
+        columns: dict[str, NDArray] = {
+            "sc_size": size,
+            "sc_nhits": np.array([hits[r].sum() for r in rows]),
+            "sc_integral": integral[kept],
+            "sc_corrintegral": integral[kept],
+            "sc_energy": integral[kept] * self.config.kev_per_count,
+            "sc_redpixIdx": begin,
+            "sc_redpix_begin": begin,
+            "sc_score": clusters.score[kept],
+            "sc_polynomial": clusters.order[kept],
+            "redpix_ix": x[every],
+            "redpix_iy": y[every],
+            "redpix_iz": light[every],
+            "redpix_hit": hits[every],
+        }
+        return columns | {f"sc_{name}": np.array([one[name] for one in measured]) for name in (measured or [{}])[0]}
+
+    def _record(self, frame: Frame, scalars: Mapping[str, Any], columns: Mapping[str, NDArray]) -> ak.Record:
+        known = {"run": frame.run, "event": frame.event, "pedestal_run": self.pedestal.run, **scalars}
+        fields: dict[str, Any] = {b.name: np.array([known.get(b.name, 0)], b.dtype) for b in FRAMES.scalars}
+        for name in FRAMES.counters:
+            column = columns.get(name, np.zeros(0))
+            fields[name] = ak.unflatten(column, [len(column)])
+        typed = {branch.name: ak.values_astype(fields[branch.name], branch.dtype) for branch in FRAMES.branches}
+        return ak.zip(typed, depth_limit=1)[0]

@@ -1,0 +1,95 @@
+"""Settings of the camera chain. Light: the command line needs them before torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class NsigmaConfig:
+    """The classical selection: zero suppression, median filter, macro-pixels, noise reductor."""
+
+    nsigma: float = 1.3
+    """Pixels below this many standard deviations are set to 0."""
+    neighbours: float = 0.75
+    """Mean of its eight neighbours below which a macro-pixel is noise [counts]."""
+    outlier: float = 10.0
+    """A macro-pixel this far off the mean of its neighbours is replaced by it [counts]."""
+    min_score: float = 0.0
+    """Clusters with a smaller sum of zero-suppressed light per macro-pixel are dropped [counts]."""
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """A matched filter."""
+
+    sigma: float = 4.5
+    """Standard deviation of the spot [pixel]."""
+    threshold: float = 2.5
+    """Pixels whose response is below this many standard deviations are not of a cluster."""
+    min_score: float = 5.5
+    """Clusters whose largest response is below are dropped [standard deviations]."""
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """The U-Net."""
+
+    weights: str | None = None
+    """Checkpoint (.safetensors); null: the shipped one."""
+    probability: float = 0.5
+    """Pixels with a smaller output are not of a cluster (0 to 1)."""
+    min_score: float = 0.0
+    """Clusters whose largest logit is below are dropped."""
+
+
+@dataclass(frozen=True)
+class DirectionalConfig:
+    """Growth of straight and bent tracks beyond gaps."""
+
+    enabled: bool = False
+    """Whether clusters are tested and grown at all."""
+    min_points: int = 12
+    """Smaller clusters are not tested [macro-pixel]."""
+    accuracy: float = 0.95
+    """Share of a cluster's points that must lie along a line."""
+    radius: float = 28.0
+    """How far from a cluster its next points may be [macro-pixel]."""
+    thickness: float = 6.5
+    """How far from the curve points may be [macro-pixel]."""
+    min_samples: int = 12
+    """New points in one step, by weight, below which growth ends."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """DBSCAN on macro-pixels."""
+
+    eps: float = 5.8
+    """Reach of a point [macro-pixel]."""
+    min_samples: int = 5
+    """Weight within reach that makes a core point."""
+    min_size: int = 2
+    """Smaller clusters are dropped [macro-pixel]."""
+    margin: int = 3
+    """Macro-pixels around the selected ones that belong to a cluster too, to hold its faint edge; not for `nsigma`."""
+    directional: DirectionalConfig = field(default_factory=DirectionalConfig)
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The chain from frames to clusters."""
+
+    selector: Literal["unet", "gaussian", "nsigma"] = "unet"
+    """What chooses pixels."""
+    nsigma: NsigmaConfig = field(default_factory=NsigmaConfig)
+    gaussian: GaussianConfig = field(default_factory=GaussianConfig)
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    pixel: float = 0.152
+    """Size of a pixel on the GEM [mm]."""
+    kev_per_count: float = 0.001
+    """Energy scale, as `sparsereco.camera.calibrate` finds it [keV/count]."""
+    vignetting: str | None = None
+    """ROOT file with the map of the light that arrives; null: no correction."""

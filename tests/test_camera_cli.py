@@ -1,0 +1,239 @@
+"""tools/simulate.py, reco.py, evaluate.py and train.py for the camera, from the outside."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from camera_sample import noise, pedestal, spots
+
+from sparsereco import cli
+from sparsereco.camera.pedestal import read_pedestal, write_pedestal
+from sparsereco.errors import InputError
+from sparsereco.frames import histogram
+from sparsereco.io import RootWriter, read
+from sparsereco.schema import FRAME_TRUTH, FRAMES
+
+ROOT = Path(__file__).parents[1]
+Tool = Callable[..., int]
+PLACES = [(100.0, 120.0), (250.0, 300.0), (120.0, 420.0)]
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ten frames of three 3 keV tracks each and their truth, and a pedestal run of 40 frames."""
+    folder, maps = tmp_path_factory.mktemp("sample"), noise()
+    rng = np.random.default_rng(1)
+    with RootWriter(folder / "run2.root") as writer:
+        for event in range(10):
+            lights = spots(PLACES, 3.0, rng, z=rng.uniform(0, 500))
+            image = maps.expose(lights, rng).astype(np.int32)
+            writer.put(f"pic_run2_ev{event}", histogram(f"pic_run2_ev{event}", image))
+            lit = [light.expected >= 0.5 for light in lights]
+            pixel = np.concatenate([light.pixel[on] for light, on in zip(lights, lit, strict=True)])
+            truth = {
+                "particle_type": np.full(3, 11),
+                "energy": np.full(3, 3.0),
+                "x_vertex": np.array([x for _, x in PLACES]),
+                "y_vertex": np.array([y for y, _ in PLACES]),
+                "z_vertex": np.full(3, 250.0),
+                "light": np.array([light.counts.sum() for light in lights]),
+                "redpix_ix": pixel[:, 1],
+                "redpix_iy": pixel[:, 0],
+                "redpix_iz": np.concatenate([light.expected[on] for light, on in zip(lights, lit, strict=True)]),
+                "redpix_track": np.repeat(np.arange(3), [on.sum() for on in lit]),
+            }
+            fields = {name: ak.unflatten(column, [len(column)]) for name, column in truth.items()}
+            writer.extend(
+                "event_info", FRAME_TRUTH, ak.zip({"run": [2], "eventnumber": [event], **fields}, depth_limit=1)
+            )
+    with RootWriter(folder / "run1.root") as writer:
+        for event in range(40):
+            image = maps.expose([], rng).astype(np.int32)
+            writer.put(f"pic_run1_ev{event}", histogram(f"pic_run1_ev{event}", image))
+    write_pedestal(folder / "pedmap.root", pedestal(maps))
+    return folder
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """Runs a tool in the temporary folder and gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *argv: object) -> int:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return cli.main(module.run, [str(arg) for arg in argv])
+
+    return run
+
+
+def test_frames_to_clusters_to_a_report(
+    sample: Path, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = sample / "run2.root"
+    common = (run, "--pedestal", sample / "run1.root")
+    assert tool("reco", "camera", *common, "-o", "unet.root", "--save-pedestal", "map.root") == cli.DONE
+    assert "10 frames" in capsys.readouterr().err
+    assert read_pedestal("map.root").frames == 40
+    again = tool("reco", "camera", run, "--pedestal", "map.root", "-o", "again.root")
+    assert again == cli.DONE
+    one, two = read("unet.root", FRAMES), read("again.root", FRAMES)
+    assert one.event.tolist() == list(range(10))
+    assert one.sc_integral.tolist() == two.sc_integral.tolist()
+    assert set(one.pedestal_run) == {1}
+    assert (ak.to_numpy(one.t_zerosup) > 0).all()
+    with uproot.open("unet.root") as file:
+        assert file["Events"]["sc_size"].typename == "float[]"
+        record = json.loads(str(file["provenance"]))
+    assert record["config"]["selector"] == "unet"
+    assert record["inputs"] == [{"file": str(run), "entry_start": 0, "entry_stop": 10}]
+    assert len(record["chain"]["weights"]["selector"]["sha256"]) == 64
+
+    assert tool("reco", "camera", *common, "-o", "gauss.root", "--selector", "gaussian") == cli.DONE
+    assert tool("evaluate", "camera", "unet.root", run, "--compare", "gauss.root", "-o", "report", "--pdf") == cli.DONE
+    numbers = json.loads(Path("report/report.json").read_text())
+    assert list(numbers["selectors"]) == ["unet", "gaussian"]
+    for summary in numbers["selectors"].values():
+        assert summary["energies"]["3"]["found"]["value"] == 1
+        assert abs(summary["energies"]["3"]["bias"]["value"]) < 0.1
+    assert numbers["selectors"]["unet"]["energies"]["3"]["f1"]["value"] > 0.8
+    assert sorted(path.name for path in (tmp_path / "report" / "figures").iterdir()) == numbers["figures"]
+    assert "unet, 3 keV: found" in Path("report/report.html").read_text()
+
+    assert tool("evaluate", "camera", "gauss.root", sample / "run2.root", "-o", "report") == cli.WRONG_INPUT
+    assert tool("evaluate", "calibration", "unet.root", "-o", "scale") == cli.WRONG_INPUT
+    assert "a peak needs at least 50 clusters" in capsys.readouterr().err
+
+
+def test_a_range_of_frames(sample: Path, tool: Tool) -> None:
+    options = ("--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root")
+    assert tool("reco", "camera", sample / "run2.root", "--entry-start", 3, "-n", 2, *options) == cli.DONE
+    assert read("out.root", FRAMES).event.tolist() == [3, 4]
+
+
+def test_check_and_print_config(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("reco", "camera", sample / "run2.root", "--pedestal", sample / "pedmap.root", "--check") == cli.DONE
+    told = capsys.readouterr().out
+    assert "run2.root: ROOT, 10 frames" in told
+    assert '"sha256"' in told
+    assert tool("reco", "camera", "--gaussian.sigma", 3, "--print-config") == cli.DONE
+    settings = capsys.readouterr().out
+    Path("camera.yaml").write_text(settings)
+    assert "sigma: 3.0" in settings
+    assert tool("reco", "camera", "-c", "camera.yaml", "--print-config") == cli.DONE
+    assert capsys.readouterr().out == settings
+
+
+def test_the_shipped_settings_are_the_defaults(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("reco", "camera", "--print-config") == cli.DONE
+    defaults = capsys.readouterr().out
+    assert tool("reco", "camera", "-c", ROOT / "configs" / "camera.yaml", "--print-config") == cli.DONE
+    assert capsys.readouterr().out == defaults
+
+
+def test_a_bad_frame_stops_the_run_or_leaves_an_empty_entry(
+    sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with uproot.open(sample / "run2.root") as file:
+        image = file["pic_run2_ev0"].values().T.astype(np.int32)
+    with RootWriter("bad.root") as writer:
+        for event, content in enumerate((image, np.zeros_like(image), image[:64, :64], image + 3000, image)):
+            writer.put(f"pic_run5_ev{event}", histogram(f"pic_run5_ev{event}", content))
+    options = ("bad.root", "--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root")
+    assert tool("reco", "camera", *options) == cli.WRONG_INPUT
+    assert "bad.root: frame 1 (run 5, event 1) is 0 everywhere" in capsys.readouterr().err
+    assert not Path("out.root").exists()
+    assert tool("reco", "camera", *options, "--skip-bad-events") == cli.DONE
+    told = capsys.readouterr().err
+    assert "3 skipped" in told
+    assert "has 64 x 64 pixels, expected 384 x 512 as in the pedestal" in told
+    assert "is a spark" in told
+    events = read("out.root", FRAMES)
+    assert events.status.tolist() == [0, 1, 1, 1, 0]
+    assert ak.num(events.sc_size).tolist()[1:4] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run2.root", "-o", "out.root"], "no pedestal given: expected --pedestal FILE"),
+        (["run2.root", "--pedestal", "none.root", "-o", "out.root"], "none.root"),
+        (["run2.root", "--pedestal", "other.root", "-o", "out.root"], "holds no pedestal: expected a TH2 'pedmap'"),
+        (["none.root", "--pedestal", "pedmap.root", "-o", "out.root"], "no such file: none.root"),
+        (["run2.root", "--pedestal", "pedmap.root", "-o", "pedmap.root"], "exists already; -f replaces it"),
+        (["run2.root", "--pedestal", "pedmap.root", "--selector", "best", "-o", "o.root"], "selector"),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--vignetting", "no.root", "-o", "o.root"],
+            "no such vignetting map",
+        ),
+    ],
+)
+def test_wrong_usage(
+    argv: list[str], message: str, sample: Path, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("run2.root", "pedmap.root"):
+        (tmp_path / name).symlink_to(sample / name)
+    with RootWriter("other.root") as writer:
+        writer.put("map", histogram("map", np.zeros((16, 16))))
+    assert tool("reco", "camera", *argv) == cli.WRONG_INPUT
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_an_empty_run_gives_an_empty_tree(sample: Path, tool: Tool) -> None:
+    with RootWriter("empty.root"):
+        pass
+    options = ("--pedestal", sample / "pedmap.root", "-o", "out.root")
+    assert tool("reco", "camera", "empty.root", *options) == cli.DONE
+    assert len(read("out.root", FRAMES)) == 0
+
+
+def test_simulated_frames(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("camera", "-n", 1, "--seed", 4, "--tracks", 3, "--energies", "[1, 6]", "--particles", "[helium, fluorine]")
+    assert tool("simulate", *argv, "-o", "a.root") == cli.DONE
+    assert tool("simulate", *argv, "-o", "b.root") == cli.DONE
+    a, b = read("a.root", FRAME_TRUTH), read("b.root", FRAME_TRUTH)
+    assert a.tolist() == b.tolist()
+    assert a.energy.tolist() == [[1, 6, 1]]
+    assert a.particle_type.tolist() == [[1000020040, 1000020040, 1000090190]]
+    with uproot.open("a.root") as one, uproot.open("b.root") as two:
+        image = one["pic_run1_ev0"].values()
+        assert image.shape == (2304, 2304)
+        np.testing.assert_array_equal(image, two["pic_run1_ev0"].values())
+    x, y, z = (ak.to_numpy(a[f"redpix_i{axis}"][0]) for axis in "xyz")
+    assert image[x, y].mean() - np.median(image) == pytest.approx(z.mean(), abs=1)
+    assert tool("simulate", "camera", "-n", 1, "--seed", 4, "--particles", "[muon]", "-o", "c.root") == cli.WRONG_INPUT
+    assert "expected some of electron, helium, carbon, fluorine" in capsys.readouterr().err
+    assert tool("simulate", "camera", "-n", 1, "--seed", 4, "--tracks", 5000, "-o", "c.root") == cli.WRONG_INPUT
+    assert "do not fit on a frame" in capsys.readouterr().err
+
+
+def test_a_training_learns_and_goes_on(tool: Tool) -> None:
+    if importlib.util.find_spec("geant4_pybind") is None:
+        pytest.skip("geant4-pybind is not installed: pip install 'sparsereco[sim]'")
+    argv = ["selector", "--patches.size", 64, "--patches.electrons", 60, "--schedule.batch_size", 4, "--output", "out"]
+    argv += ["--network.channels", "[4, 8]", "--schedule.warmup", 5, "-q"]
+    assert tool("train", *argv, "--schedule.steps", 50) == cli.DONE
+    assert tool("train", *argv, "--schedule.steps", 100, "--resume") == cli.DONE
+    with Path("out/log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["50", "100"]
+    assert float(rows[1]["focal"]) < float(rows[0]["focal"])
+    from sparsereco import checkpoint
+    from sparsereco.camera.unet import Selector, SelectorConfig
+
+    assert checkpoint.load("out/selector.safetensors", Selector, SelectorConfig).settings.channels == (4, 8)
+    with pytest.raises(InputError, match="no safetensors file"):
+        checkpoint.load("out/log.csv", Selector, SelectorConfig)
