@@ -36,8 +36,7 @@ def frame(lights: list, seed: int = 1, event: int = 0) -> Frame:
 
 
 def chain(selector: Kind, **settings: object) -> CameraChain:
-    cluster = ClusterConfig(eps=5.8, min_samples=30) if selector == "nsigma" else ClusterConfig()
-    return CameraChain(PEDESTAL, CameraConfig(selector=selector, **{"cluster": cluster, **settings}))  # type: ignore[arg-type]
+    return CameraChain(PEDESTAL, CameraConfig(selector=selector, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=SELECTORS)

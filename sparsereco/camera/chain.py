@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import awkward as ak
@@ -49,6 +49,7 @@ class CameraChain:
         self.pedestal, self.config, self.device = pedestal, config or CameraConfig(), device
         maps = (np.nan_to_num(image) for image in (pedestal.mean, pedestal.sigma))
         mean, sigma, hot = (torch.from_numpy(np.ascontiguousarray(image)) for image in (*maps, pedestal.hot))
+        self._offset = float(np.median(pedestal.mean[::8, ::8]))
         self._select = make_select(self.config, mean, sigma, hot, device)
         path = self.config.vignetting
         self._light = None if path is None else read_vignetting(path, pedestal.mean.shape)
@@ -63,25 +64,25 @@ class CameraChain:
             InputError: a frame of another size than the pedestal, empty, saturated, not finite, or a spark.
         """
         check_frame(frame, self.pedestal)
-        numbers = frame.image.astype(np.float32 if frame.image.dtype.kind == "f" else np.int32)
-        image = torch.from_numpy(np.ascontiguousarray(numbers))
+        image = torch.from_numpy(np.ascontiguousarray(frame.image, np.float32))  # counts are exact up to 2^24
         chosen = self._select(image)
         start = time.perf_counter()
         settings = self.config.cluster
-        margin = 0 if self.config.selector == "nsigma" else settings.margin
+        margin = settings.margin
+        if self.config.selector == "nsigma":  # by its own rules
+            margin, settings = 0, replace(settings, min_samples=self.config.nsigma.min_samples)
         clusters = find_clusters(chosen.points, chosen.weight, chosen.score, settings, margin, chosen.adds_up)
         seconds = chosen.seconds | {"t_DBSCAN": time.perf_counter() - start}
         start = time.perf_counter()
         columns = self._measure(clusters, chosen)
         seconds["t_variables"] = time.perf_counter() - start
-        values = image.double() if image.is_floating_point() else image
-        total, squares = float(values.sum()), float((image.float() - self._offset).square().mean())
-        mean = total / image.numel()
+        above = image.float().sub_(self._offset).flatten()
+        mean, squares = float(above.mean()), float(torch.dot(above, above)) / len(above)
         scalars = {
             "status": 0,
-            "cmos_integral": total,
-            "cmos_mean": mean,
-            "cmos_rms": max(squares - (mean - self._offset) ** 2, 0) ** 0.5,
+            "cmos_integral": (mean + self._offset) * len(above),
+            "cmos_mean": mean + self._offset,
+            "cmos_rms": max(squares - mean**2, 0) ** 0.5,
             "lp_len": len(chosen.points),
         }
         return self._record(frame, {**scalars, **seconds}, columns)
@@ -102,10 +103,6 @@ class CameraChain:
             path = unet_weights(self.config)
             known["weights"] = {"selector": {"file": path.name, "sha256": checkpoint.sha256(path)}}
         return known
-
-    @property
-    def _offset(self) -> float:
-        return float(np.median(self.pedestal.mean[::8, ::8]))
 
     def _measure(self, clusters: Clusters, chosen: Selection) -> dict[str, NDArray]:
         """Columns of the two groups of a frame, clusters in descending integral."""

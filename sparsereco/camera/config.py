@@ -16,7 +16,9 @@ class NsigmaConfig:
     """Mean of its eight neighbours below which a macro-pixel is noise [counts]."""
     outlier: float = 10.0
     """A macro-pixel this far off the mean of its neighbours is replaced by it [counts]."""
-    min_score: float = 0.0
+    min_samples: int = 14
+    """Weight within reach that makes a core point of DBSCAN; here the weight of a point is its light [counts]."""
+    min_score: float = 15.0
     """Clusters with a smaller sum of zero-suppressed light per macro-pixel are dropped [counts]."""
 
 
@@ -28,7 +30,7 @@ class GaussianConfig:
     """Standard deviation of the spot [pixel]."""
     threshold: float = 2.5
     """Pixels whose response is below this many standard deviations are not of a cluster."""
-    min_score: float = 5.5
+    min_score: float = 5.0
     """Clusters whose largest response is below are dropped [standard deviations]."""
 
 
@@ -40,8 +42,8 @@ class UnetConfig:
     """Checkpoint (.safetensors); null: the shipped one."""
     probability: float = 0.5
     """Pixels with a smaller output are not of a cluster (0 to 1)."""
-    min_score: float = 0.0
-    """Clusters whose largest logit is below are dropped."""
+    min_score: float = 2.5
+    """Clusters whose largest logit is below are dropped; this value leaves one fake in ten frames."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ClusterConfig:
     eps: float = 5.8
     """Reach of a point [macro-pixel]."""
     min_samples: int = 5
-    """Weight within reach that makes a core point."""
+    """Points within reach that make a core point; not for `nsigma`."""
     min_size: int = 2
     """Smaller clusters are dropped [macro-pixel]."""
     margin: int = 3

@@ -165,11 +165,11 @@ def check_frame(frame: Frame, pedestal: Pedestal | None = None) -> None:
         )
     if any(side % 4 or side < 16 for side in image.shape):
         raise InputError(f"{frame.name} has {_size(image.shape)} pixels, expected sides that are multiples of 4")
-    total = float(image.sum(dtype=np.float64))
+    total = float(image.sum(dtype=np.float64 if image.dtype.kind == "f" else np.int64))
     if not np.isfinite(total):
         bad = int((~np.isfinite(image)).sum())
         raise InputError(f"{frame.name} has {bad:,} pixels that are not finite", file=frame.file)
-    if not image.any():
+    if total == 0 and not image.any():
         raise InputError(f"{frame.name} is 0 everywhere: nothing was read out", file=frame.file)
     full = float((image[::4, ::4] >= 65535).mean())
     if full > 0.01:

@@ -16,6 +16,9 @@ from sparsereco.stats import format_estimate
 
 def efficiency(ax: Axes, comparisons: Mapping[str, Comparison], energy: float) -> None:
     """Share of tracks found against fakes per frame, as the cut on the score moves."""
+    ax.set(
+        xscale="log", xlim=(0.01, 30), ylim=(0, 1.03), xlabel="fake clusters per frame", ylabel="share of events found"
+    )
     for (name, one), colour in zip(comparisons.items(), COLOURS, strict=False):
         mine = np.abs(one.tracks.energy - energy) < 1e-3 * energy
         cuts = np.append(np.sort(one.fakes)[::-1], -np.inf)
@@ -25,9 +28,6 @@ def efficiency(ax: Axes, comparisons: Mapping[str, Comparison], energy: float) -
         ax.step(fakes, share, where="post", color=colour, lw=1.3, label=name)
         ax.fill_between(fakes, share - error, share + error, step="post", color=colour, alpha=0.15, lw=0)
     ax.axvline(0.1, color=GREY, lw=0.8, ls=":")
-    ax.set(
-        xscale="log", xlim=(0.01, 30), ylim=(0, 1.03), xlabel="fake clusters per frame", ylabel="share of events found"
-    )
     ax.set_title(f"{energy:g} keV, {mine.sum():,} events", fontsize=9, color=GREY, loc="right")
     ax.legend(fontsize=7, frameon=False, loc="lower right")
 

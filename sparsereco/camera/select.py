@@ -98,7 +98,8 @@ def select_nsigma(image: Tensor, normaliser: Normaliser, cut: Tensor, settings: 
         settings: its thresholds.
     """
     clock = Stopwatch()
-    residual = (image.float() - normaliser.mean).mul_(~normaliser.hot)
+    residual = image.float() - normaliser.mean
+    residual[normaliser.where_hot] = 0.0
     clock("t_pedsub")
     kept = torch.where(residual > cut, residual, 0.0)
     clock("t_zerosup")

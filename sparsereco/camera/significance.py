@@ -7,6 +7,7 @@ other cameras and noisier ones look alike, noisy pixels count little, and hot on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class Normaliser:
 
     def __init__(self, mean: Tensor, sigma: Tensor, hot: Tensor) -> None:
         self.mean = mean.float()
-        self.hot = hot
+        self.where_hot = hot.nonzero(as_tuple=True)  # few: faster than a mask over the image
         self.scale = torch.where(hot, 0.0, 1 / sigma.float())
         weight = _macro_sum(self.scale**2)
         self.norm = torch.where(weight > 0, weight.clamp(min=1e-12).rsqrt(), 0.0)
@@ -51,7 +52,8 @@ class Normaliser:
         residual = image.float() - self.mean
         pull = (residual * self.scale).clamp_(-CLIP, CLIP).mul_(self.scale)
         macro = settle(_macro_sum(pull) * self.norm)
-        return Significance(residual.mul_(~self.hot), macro)
+        residual[self.where_hot] = 0.0
+        return Significance(residual, macro)
 
 
 def settle(macro: Tensor) -> Tensor:
@@ -86,10 +88,11 @@ def smooth(macro: Tensor, sigma: float) -> Tensor:
         macro: (..., h, w) significance.
         sigma: standard deviation of the spot [macro-pixel].
     """
-    rows, columns = (_band(size, sigma).to(macro) for size in macro.shape[-2:])
+    rows, columns = (_band(size, sigma).to(macro.device) for size in macro.shape[-2:])
     return rows @ macro @ columns
 
 
+@cache
 def _band(size: int, sigma: float) -> Tensor:
     """(size, size) symmetric matrix that convolves with a Gaussian of unit norm."""
     place = torch.arange(size)

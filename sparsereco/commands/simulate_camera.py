@@ -121,15 +121,13 @@ def draw_places(n: int, sensor: Sensor, rng: np.random.Generator) -> np.ndarray:
     """
     import numpy as np
 
-    places = np.zeros((0, 2))
-    for _ in range(1000 * n):
-        if len(places) == n:
-            break
+    places, failed = np.zeros((0, 2)), 0
+    while len(places) < n:
         place = rng.uniform(60, np.array(sensor.shape) - 60)
         if (np.hypot(*(places - place).T) > SEPARATION).all():
-            places = np.vstack([places, place])
-    if len(places) < n:
-        raise InputError(f"--tracks: {n} tracks do not fit on a frame, {SEPARATION:.0f} pixels apart")
+            places, failed = np.vstack([places, place]), 0
+        elif (failed := failed + 1) > 1000:
+            raise InputError(f"--tracks: {n} tracks do not fit on a frame, {SEPARATION:.0f} pixels apart")
     return places
 
 
