@@ -206,6 +206,15 @@ def test_no_events_and_events_without_hits(chain: InfillChain) -> None:
     assert len(chain(none[:0])) == 0
 
 
+def test_a_gap_without_a_likely_voxel_is_left_alone() -> None:
+    event = records(tracks(SLANTED)[0])
+    filled = InfillChain(SLAB, InfillConfig(min_prob=0.0, min_peak=1.0))(event)[0]
+    assert filled.fill_x.tolist() == []
+    assert filled.gap_alone.tolist() == [1]
+    everything = InfillChain(SLAB, InfillConfig(min_prob=0.0, min_peak=0.0))(event)[0]
+    assert len(everything.fill_x) > 100
+
+
 def test_a_gap_wider_than_trained_is_filled_and_flagged() -> None:
     wide = LArDetector(size=(190, 190, 190), centres=((-133, 0, 0), (133, 0, 0)))  # 20 voxels
     chain = InfillChain(wide)
@@ -230,7 +239,7 @@ def test_bad_events_are_named(chain: InfillChain, change: dict, message: str) ->
         chain(ak.zip({name: ak.Array(values) for name, values in event.items()}, depth_limit=1))
 
 
-@pytest.mark.parametrize("values", [{"min_prob": 1.5}, {"batch_size": 0}])
+@pytest.mark.parametrize("values", [{"min_prob": 1.5}, {"min_peak": -1}, {"batch_size": 0}])
 def test_settings_out_of_range(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         InfillConfig(**values)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`), the finder's network (`finder`) and the compiled operators (`kernels`)."""
+"""Measures whole runs (`chain`, `infill`), the finder's network (`finder`) and the compiled operators (`kernels`)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ examples:
 """
 
 
+INFILL = """\
+Events per second of `tools/reco.py infill`, ROOT file to ROOT file, start of the process included, on a gap of ten
+voxels; and the processor time of the chain alone where the same hits lie in ever larger detectors (of two copies of the
+boxes at least: then the same gaps lie around the hits).
+
+example:
+  tools/benchmark.py infill --events 2000 --bank banks/lar_test.npz
+"""
+
+
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
     chain = cli.new_parser(CHAIN)
@@ -72,6 +82,13 @@ def parsers() -> jsonargparse.ArgumentParser:
     for one in (finder, kernels):
         one.add_argument("--threads", type=int, default=1, help="threads of torch and of the operators")
         one.add_argument("--rounds", type=int, default=5, help="rounds in which ours and the peers take turns")
+    infill = cli.new_parser(INFILL)
+    infill.add_argument("--events", type=int, default=2000, help="events of the sample")
+    infill.add_argument("--preset", default="muon", choices=["muon", "mixed"], help="what an event is made of")
+    infill.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
+    infill.add_argument("--copies", type=int, nargs="+", default=[2, 6, 18], help="copies of the boxes, along x and z")
+    infill.add_argument("--threads", type=int, default=1, help="threads of torch in the chain alone")
+    infill.add_argument("--rounds", type=int, default=3, help="rounds in which the detectors take turns")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -79,6 +96,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("chain", chain, "the vertex chain, file to file"),
         ("finder", finder, "the finder's network"),
         ("kernels", kernels, "the compiled operators"),
+        ("infill", infill, "the infill, file to file and against the volume"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
         cli.add_verbosity(one)
@@ -90,7 +108,18 @@ def run(argv: list[str]) -> None:
     """Parses the command line and measures."""
     args = parsers().parse_args(argv)
     chosen = args[args.what]
-    for name in ("numbers", "events", "batch_size", "images", "voxels", "channels", "sides", "threads", "rounds"):
+    for name in (
+        "numbers",
+        "events",
+        "batch_size",
+        "images",
+        "voxels",
+        "channels",
+        "sides",
+        "copies",
+        "threads",
+        "rounds",
+    ):
         values = chosen.get(name, [])
         if any(value < 1 for value in (values if isinstance(values, list) else [values])):
             raise InputError(f"--{name.replace('_', '-')}: expected positive numbers, got {values}")

@@ -27,8 +27,8 @@ Reads a tree `infill` as tools/reco.py writes it, and the trees `truth` and `hit
 The geometry is that of the reconstruction. Prints a table; writes report.json (all numbers), report.html (one
 self-contained page) and figures/ into the output directory; -f replaces them as a whole.
 
-The probabilities are held against the truth as far down as the file has them: for the whole range, reconstruct with
---min_prob 0.01 and evaluate with --min-prob 0.4.
+The probabilities are held against the truth as far down as the file has them: for their calibration over all of them
+reconstruct with --min_prob 0.01 --min_peak 0.
 
 example:
   tools/evaluate.py infill filled.root sample.root -o report
@@ -43,7 +43,6 @@ def parser() -> jsonargparse.ArgumentParser:
     add = parser.add_argument
     add("reco", metavar="RECO[:TREE]", help="reconstruction; tree `infill` unless named")
     add("truth", metavar="TRUTH[:TREE]", help="truth; tree `truth` unless named, hits from tree `hits`")
-    add("--min-prob", type=float, default=0.0, metavar="P", help="voxels below this probability count as not filled")
     return parser
 
 
@@ -79,19 +78,16 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     check_same_events(hit_events, truth_events, f"tree 'hits' of {args.truth}", "the truth")
 
     truth = true_voxels(truth_events, gaps)
-    everything = voxels_of(reco, "fill", gaps)
     probability = ak.flatten(reco["fill_prob"]).to_numpy().astype(np.float64)
     error = ak.flatten(reco["fill_e_err"]).to_numpy().astype(np.float64)
-    written = metrics.match(truth, everything)
-    kept = probability >= args.min_prob
-    filler = metrics.match(truth, select(everything, kept))
+    filler = metrics.match(truth, voxels_of(reco, "fill", gaps))
     simple, single, length, beside = baselines(hit_events, gaps)
     # Where several tracks run through a gap, the energy there is not that of one crossing.
     single &= metrics.lone_tracks(truth)
     matches = {"network": filler} | {name: metrics.match(truth, filled) for name, filled in simple.items()}
     summary = metrics.summarise(truth, matches, single, length, gaps.detector.pitch)
-    within, pull = metrics.coverage(filler, truth, error[kept])
-    calibration = metrics.calibration(probability, written.exact >= 0)
+    within, pull = metrics.coverage(filler, truth, error)
+    calibration = metrics.calibration(probability, filler.exact >= 0)
     mistakes, mistakes_beside = metrics.mistakes(truth, filler.filled, beside)
     summary |= {
         "coverage": within,
@@ -156,13 +152,6 @@ def voxels_of(events: ak.Array, prefix: str, gaps: Gaps) -> VoxelSet:
     coords = gaps.detector.index(position)
     energy = ak.flatten(events[f"{prefix}_e"]).to_numpy().astype(np.float64)
     return VoxelSet(np.repeat(np.arange(len(events)), counts), coords, energy, gaps.of(coords))
-
-
-def select(voxels: VoxelSet, keep: NDArray[np.bool_]) -> VoxelSet:
-    """The voxels where ``keep`` holds."""
-    from sparsereco.infill.metrics import VoxelSet
-
-    return VoxelSet(voxels.event[keep], voxels.coords[keep], voxels.energy[keep], voxels.gap[keep])
 
 
 def true_voxels(events: ak.Array, gaps: Gaps) -> Truth:

@@ -82,6 +82,9 @@ class InfillChain:
             filling = self.filler(problem.to(self.device))
         probability, energy, error = (v.cpu() for v in (filling.probability, filling.energy, filling.error))
         kept = probability >= self.config.min_prob
+        _, place = torch.unique(problem.event * self.gaps.n + problem.gap, return_inverse=True)
+        peak = torch.zeros(len(place)).scatter_reduce(0, place, probability, "amax")
+        kept &= peak[place] >= self.config.min_peak
         event, gap = problem.event[kept], problem.gap[kept]
         where = self.gaps.detector.centre(problem.coords[kept].numpy())
         columns = {f"fill_{axis}": (event, where[:, i]) for i, axis in enumerate("xyz")}

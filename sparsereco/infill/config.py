@@ -14,13 +14,16 @@ class InfillConfig:
 
     min_prob: float = 0.4
     """Candidates with a lower probability are left out (0 to 1)."""
+    min_peak: float = 0.6
+    """A gap whose likeliest candidate in an event has a lower probability is left alone (0 to 1)."""
     batch_size: int = 32
     """Events per forward pass; changes speed and memory, not results."""
     weights: str | None = None
     """Checkpoint of the filler (.safetensors); null: the shipped one."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_prob <= 1:
-            raise ValueError(f"min_prob must lie in [0, 1], got {self.min_prob}")
+        for name in ("min_prob", "min_peak"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
