@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import awkward as ak
 import h5py
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 
 from sparsereco import cli
@@ -164,6 +167,43 @@ def test_bad_events_can_be_skipped(run: Run, capsys: pytest.CaptureFixture[str])
     assert run("reco", "infill", "dead.root", "-o", "out.root", *options) == cli.DONE
     assert "skipped: dead.root: entry 1" in capsys.readouterr().err
     assert len(read("out.root", INFILL)) == 2
+
+
+def test_the_shipped_config_lists_the_defaults(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "configs" / "infill.yaml"
+    assert run("reco", "infill", "--print-config") == cli.DONE
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(file.read_text())
+    assert run("reco", "infill", "-c", file, "--detector", "2x2", "--min_prob", 0.7, "--print-config") == cli.DONE
+    changed = yaml.safe_load(capsys.readouterr().out)
+    assert (changed["detector"], changed["min_prob"]) == ("2x2", 0.7)
+    Path("odd.yaml").write_text("min_probability: 0.5\n")
+    assert run("reco", "infill", "-c", "odd.yaml", "--print-config") == cli.WRONG_INPUT
+
+
+def test_the_shipped_training_lists_the_defaults() -> None:
+    from dataclasses import asdict
+
+    from sparsereco.commands.train_infill import FillerTraining
+
+    shipped = yaml.safe_load((ROOT / "configs" / "train" / "filler.yaml").read_text())
+    assert shipped == json.loads(json.dumps(asdict(FillerTraining())))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code
+heavy = {"torch", "uproot", "awkward", "scipy", "h5py"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    for tool in ("reco", "simulate", "evaluate"):
+        command = [sys.executable, "-c", code, str(ROOT / "tools" / f"{tool}.py"), "infill", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_check_prints_the_gaps(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from sparsereco import cli
 from sparsereco.commands.common import CONFIGS
 from sparsereco.errors import InputError
-from sparsereco.infill.gaps import LArDetector
+
+if TYPE_CHECKING:
+    from sparsereco.infill.gaps import LArDetector
 
 NAMES = ("2x2", "nd-lar", "module", "gap10")
 """Shipped geometries, ``configs/detectors/NAME.yaml``."""
@@ -34,6 +37,8 @@ def read_detector(name: str | None) -> LArDetector:
         raise InputError(f"--detector: {file} is no YAML file: {error}", file=str(file)) from error
     if not isinstance(values, dict) or not {"size", "centres"} <= set(values):
         raise InputError(f"--detector: {file} has no boxes (keys size, centres): {known}", file=str(file))
+    from sparsereco.infill.gaps import LArDetector
+
     parser = cli.new_parser("")
     parser.add_class_arguments(LArDetector, nested_key=None)
     detector = cli.build(LArDetector, parser.parse_object(values))

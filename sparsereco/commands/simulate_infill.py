@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jsonargparse
 
@@ -11,6 +12,9 @@ from sparsereco import cli
 from sparsereco.commands import common
 from sparsereco.commands.lar import NAMES, read_detector
 from sparsereco.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsereco.sim.lar_sample import Draw
 
 TEXT = f"""\
 Events in liquid argon over the gaps of a detector, with the voxels that the gaps hide.
@@ -88,7 +92,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     log.info("%s: %s events", args.output, f"{args.number:,}")
 
 
-def source(args: jsonargparse.Namespace):  # type: ignore[no-untyped-def]  # a `Draw`, which knows torch
+def source(args: jsonargparse.Namespace) -> Draw:
     """What draws the events."""
     from sparsereco.sim.lar_sample import from_segments, from_tracks
     from sparsereco.sim.lartpc import COMPOSITIONS, SegmentBank, TrackSource, make_segment_bank
