@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import awkward as ak
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sparsereco.infill import baselines
 from sparsereco.infill.candidates import FEATURES, bend, make_problem
 from sparsereco.infill.chain import InfillChain, pose
 from sparsereco.infill.config import InfillConfig
-from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
+from sparsereco.infill.gaps import Channels, ChargeResponse, Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
 from sparsereco.infill.tracks import crossing, find_ends, find_lines, refined
 from sparsereco.segments import Segments, voxelize
@@ -204,6 +206,23 @@ def test_no_events_and_events_without_hits(chain: InfillChain) -> None:
     none = ak.zip({name: ak.Array([[]]) for name in ("hit_x", "hit_y", "hit_z", "hit_e")}, depth_limit=1)
     assert chain(none).fill_e.tolist() == [[]]
     assert len(chain(none[:0])) == 0
+
+
+def test_dead_channels_are_filled(tmp_path: Path) -> None:
+    file = tmp_path / "dead.csv"
+    rows = [f"0,{y},{z}" for y in (-2.0, 1.8, 5.6) for z in np.arange(-13.3, 14, 3.8)]  # a strip of three pixels in y
+    file.write_text("box,u,v\n" + "\n".join(rows) + "\n")
+    detector = LArDetector((190, 190, 190), ((0, 0, 0),), channels=Channels(str(file), "x", 3.8))
+    gaps = Gaps(detector)
+    assert gaps.n_regions == 0
+    assert gaps.n == len(rows)
+    hits, missing = tracks(((-30.0, -80.0, 3.0), (40.0, 80.0, -6.0)), detector=detector)
+    assert len(missing.coords) >= 3
+    filled = InfillChain(detector)(records(hits, detector))[0]
+    found = detector.index(np.stack([filled[f"fill_{axis}"].to_numpy() for axis in "xyz"], 1))
+    true = set(map(tuple, missing.coords.tolist()))
+    assert len(true & set(map(tuple, found.tolist()))) >= 0.7 * len(true)
+    assert set(filled.fill_gap.tolist()) <= set(filled.gap_id.tolist())
 
 
 def test_a_gap_without_a_likely_voxel_is_left_alone() -> None:
