@@ -91,7 +91,7 @@ def test_electrons_by_geant4() -> None:
     np.testing.assert_allclose([track.deposit.sum() for track in tracks], energies, rtol=1e-6)
     assert reach[energies == 1.0].mean() < 0.1
     assert 0.5 < reach[energies == 10.0].mean() < 2.5
-    assert 8 < reach[energies == 60.0].mean() < 30
+    assert 20 < reach[energies == 60.0].mean() < 40
     directions = np.array([track.position[-1] / (reach[i] + 1e-9) for i, track in enumerate(tracks)])
     assert np.abs(directions.mean(0)).max() < 0.3
 

@@ -22,6 +22,8 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
     "events": "chain",
     "training": "training",
     "adversary": "training",
+    "fidelity": "training",
+    "discrimination": "training",
     "baselines": "baselines",
     "metrics": "plots",
     "plots": "plots",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`, `infill`), the finder's network (`finder`) and the compiled operators (`kernels`)."""
+"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`) and the compiled operators (`kernels`)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ examples:
 """
 
 
+GENERATOR = """\
+Time per image of a single particle on one core, by species: the generator, from kinematics to the 7 x 7 x 7 image, in
+batches of 256, and Geant4, from kinematics to the deposits. In alternation; the fastest round counts.
+
+example:
+  tools/benchmark.py generator
+"""
+
 INFILL = """\
 Events per second of `tools/reco.py infill`, ROOT file to ROOT file, start of the process included, on a gap of ten
 voxels; and the processor time of the chain alone where the same hits lie in ever larger detectors (of two copies of the
@@ -82,6 +90,9 @@ def parsers() -> jsonargparse.ArgumentParser:
     for one in (finder, kernels):
         one.add_argument("--threads", type=int, default=1, help="threads of torch and of the operators")
         one.add_argument("--rounds", type=int, default=5, help="rounds in which ours and the peers take turns")
+    generator = cli.new_parser(GENERATOR)
+    generator.add_argument("--images", type=int, default=512, help="images of each species and round")
+    generator.add_argument("--rounds", type=int, default=3, help="rounds in which the two take turns")
     infill = cli.new_parser(INFILL)
     infill.add_argument("--events", type=int, default=2000, help="events of the sample")
     infill.add_argument("--preset", default="muon", choices=["muon", "mixed"], help="what an event is made of")
@@ -95,6 +106,7 @@ def parsers() -> jsonargparse.ArgumentParser:
     for name, one, text in (
         ("chain", chain, "the vertex chain, file to file"),
         ("finder", finder, "the finder's network"),
+        ("generator", generator, "images of single particles"),
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
     ):

@@ -6,11 +6,18 @@ from __future__ import annotations
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import evaluate_calibration, evaluate_camera, evaluate_infill, evaluate_vertex
+from sparsereco.commands import (
+    evaluate_calibration,
+    evaluate_camera,
+    evaluate_generator,
+    evaluate_infill,
+    evaluate_vertex,
+)
 from sparsereco.commands.common import dispatch
 
 SYSTEMS = {
     "vertex": evaluate_vertex.COMMAND,
+    "generator": evaluate_generator.COMMAND,
     "infill": evaluate_infill.COMMAND,
     "camera": evaluate_camera.COMMAND,
     "calibration": evaluate_calibration.COMMAND,

@@ -1,0 +1,196 @@
+"""`tools/evaluate.py generator`: how like those of Geant4 are generated images of single particles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from sparsereco import cli
+from sparsereco.commands import common
+from sparsereco.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sparsereco.vertex.discrimination import Verdict
+    from sparsereco.vertex.fidelity import Trial
+
+TEXT = """\
+Generated images of single particles against those of Geant4, per species: the area under the ROC curve of two
+classifiers that try to tell them apart (0.5: they cannot), distances of distributions, and a check of gradients.
+
+Every comparison is also made for Geant4 against itself, which shows what is noise, for the formulas without training,
+and for a look-up of the nearest image of --library particles of the training bank. Needs no reconstruction.
+
+example:
+  tools/evaluate.py generator --bank banks/test.npz --library-bank banks/vertex.npz -o report
+
+exit codes: 0 done, 1 failed while running, 2 wrong usage, file or setting, 130 interrupted
+"""
+
+SHOWN = ("voxels", "charge", "along, mean", "across, mean")
+"""Summaries whose distributions are drawn."""
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Options of `evaluate.py generator`."""
+    one = common.evaluate_parser(TEXT)
+    add = one.add_argument
+    add("--bank", default="banks/test.npz", metavar="FILE", help="tracks that the generator was not trained on")
+    add("--library-bank", default="banks/vertex.npz", metavar="FILE", help="tracks of the look-up")
+    add("--library", type=int, default=50_000, metavar="N", help="images of each species in the look-up")
+    add("--weights", type=str | None, metavar="FILE", help="checkpoint of the generator; the shipped one by default")
+    add(
+        "-n",
+        "--number",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="images of each species and kind, to learn and to judge",
+    )
+    add("--epochs", type=int, default=8, metavar="N", help="of the training of the CNN")
+    add("--seed", type=int, default=1, metavar="N", help="seed of all random numbers")
+    return one
+
+
+def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
+    """Compares, prints and writes."""
+    log = cli.set_up_logging(args.quiet, args.verbose)
+    for name, least in (("number", 100), ("library", 1), ("epochs", 1)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name}: expected at least {least}, got {getattr(args, name)}")
+    for bank in (args.bank, args.library_bank):
+        if not Path(bank).is_file():
+            raise InputError(f"there is no bank {bank}; make it with: tools/simulate.py bank -o {bank} -n N --seed N")
+
+    import torch
+
+    from sparsereco import checkpoint, files, report
+    from sparsereco.kinematics import particle_name
+    from sparsereco.provenance import environment
+    from sparsereco.sim.compose import TrackBank
+    from sparsereco.sim.geant4 import Bank
+    from sparsereco.vertex import fidelity
+    from sparsereco.vertex.adversary import ImageStream, draw_singles
+    from sparsereco.vertex.discrimination import by_cnn, by_trees
+    from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
+
+    directory = Path(args.output)
+    files.check_directory(directory, args.force)
+    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    weights = Path(args.weights or checkpoint.WEIGHTS / "generator.safetensors")
+    model = checkpoint.load(weights, Generator, GeneratorConfig)
+    stream = ImageStream()
+    bank, library = (TrackBank(Bank.load(path)) for path in (args.bank, args.library_bank))
+    learn, judge = fidelity.halves(bank)
+
+    rows: list[tuple[str, ...]] = []
+    numbers: dict[str, Any] = {}
+    pictures: dict[str, Figure] = {}
+    with cli.progress("generator", len(GENERATED), "species", args.quiet) as advance:
+        for index, code in enumerate(GENERATED):
+            name = particle_name(code)
+            random = torch.Generator().manual_seed(args.seed * 1_000_003 + index)
+            species = torch.full((args.number,), index)
+            sources: dict[str, fidelity.Source] = {
+                "generator": fidelity.generated(model, stream.detector),
+                "formulas": fidelity.generated(Generator(model.settings), stream.detector),
+                "look-up": fidelity.Lookup(draw_singles(stream, library, torch.full((args.library,), index), random)),
+            }
+            fit, test = (fidelity.draw_trials(sources, stream, half, species, random) for half in (learn, judge))
+            found: dict[str, Any] = {}
+            for source, trial in test.items():
+                trees, cnn = by_trees(fit[source], trial, args.seed), by_cnn(fit[source], trial, args.epochs, args.seed)
+                apart = fidelity.distances(trial.made, trial.real, fidelity.ENERGY_EDGES[code])
+                found[source] = {"trees": trees, "cnn": cnn, "distances": apart}
+                rows.append((f"{name}: {source}", f"{_area(trees)}, {_area(cnn)}", f"{2 * args.number:,}"))
+            ke = 600.0 if index == len(GENERATED) - 1 else 40.25
+            gradients = fidelity.gradient_errors(model, index, ke, random)
+            numbers[name] = {"sources": found, "gradient_errors": gradients}
+            pictures[f"summaries_{name}"] = draw_summaries(name, test)
+            pictures[f"roc_{name}"] = draw_roc(name, found)
+            advance(1)
+
+    provenance = {**environment(["evaluate.py", *argv]), "weights_sha256": checkpoint.sha256(weights)}
+    facts = (
+        f"{weights.name} against Geant4, {args.number:,} images of each species and kind; areas by trees and by a CNN"
+    )
+    images = {name: report.render(figure, "png") for name, figure in pictures.items()}
+    page = report.to_html("Generated images against Geant4", facts, sections(numbers, tuple(rows)), images, provenance)
+    rendered = {f"{name}.png": image for name, image in images.items()}
+    if args.pdf:
+        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in pictures.items()}
+    record = {"system": "generator", "species": numbers, "figures": sorted(rendered), "provenance": provenance}
+    files.replace_directory(directory / "figures", rendered)
+    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(record).encode()})
+    common.print_table(facts, tuple(rows), "")
+    log.info("%s: report.html, report.json, %d figures", directory, len(pictures))
+
+
+def _area(verdict: Verdict) -> str:
+    return f"{verdict.auc.value:.3f} +- {verdict.auc.error:.3f}"
+
+
+def sections(numbers: Mapping[str, Any], rows: tuple[tuple[str, ...], ...]) -> list[Any]:
+    """What the page shows, in this order."""
+    from sparsereco.report import Section
+
+    shown = [Section("Told apart from Geant4", header=("what", "area by trees, by CNN", "images"), rows=rows)]
+    for name, one in numbers.items():
+        shown.append(Section(f"{name}: ROC curves", figure=f"roc_{name}"))
+        shown.append(Section(f"{name}: summaries of the images", figure=f"summaries_{name}"))
+        apart = {source: values["distances"] for source, values in one["sources"].items()}
+        table = tuple(
+            (quantity, *(", ".join(f"{value:.3f}" for value in apart[source][quantity]) for source in apart))
+            for quantity in apart["Geant4"]
+        )
+        text = "Wasserstein distances in units of the standard deviation, in three bins of rising energy."
+        shown.append(Section(f"{name}: distances", text, header=("quantity", *apart), rows=table))
+        errors = tuple((what, f"{100 * error:.2f} %") for what, error in one["gradient_errors"].items())
+        text = "Automatic against numerical gradients of the expected image, relative error."
+        shown.append(Section(f"{name}: gradients", text, header=("with respect to", "error"), rows=errors))
+    return shown
+
+
+def draw_roc(name: str, found: Mapping[str, Any]) -> Figure:
+    """ROC curves of both classifiers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    for axes, classifier in zip(figure.subplots(1, 2, sharey=True), ("trees", "cnn"), strict=True):
+        for source, values in found.items():
+            verdict = values[classifier]
+            axes.plot(verdict.false_rate, verdict.true_rate, label=f"{source} {_area(verdict)}")
+        axes.set(xlabel="Geant4's images taken for made ones", title=f"{name}, by {classifier}", aspect="equal")
+        axes.legend(loc="lower right", fontsize="small")
+    figure.axes[0].set_ylabel("made images recognised")
+    return figure
+
+
+def draw_summaries(name: str, trials: Mapping[str, Trial]) -> Figure:
+    """Distributions of some summaries, of Geant4 and of the sources."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from sparsereco.vertex.fidelity import summaries
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    shown = {"Geant4, others": trials["Geant4"].real, **{source: trial.made for source, trial in trials.items()}}
+    columns = {source: summaries(images) for source, images in shown.items()}
+    for axes, quantity in zip(figure.subplots(2, 2).flat, SHOWN, strict=True):
+        reference = columns["Geant4, others"][quantity]
+        low, high = np.quantile(reference, [0.001, 0.999])
+        edges = np.arange(low - 0.5, high + 1.5) if quantity == "voxels" else np.linspace(low, high, 41)
+        for source, values in columns.items():
+            axes.hist(values[quantity], edges, histtype="step", label=source)
+        unit = {"voxels": "", "charge": " [p.e.]"}.get(quantity, " [voxels]")
+        axes.set(xlabel=quantity + unit, ylabel="images")
+    figure.axes[0].legend(fontsize="small")
+    figure.suptitle(f"{name}: images as measured")
+    return figure
+
+
+COMMAND = common.Command("generated images of single particles against Geant4", TEXT, parser, run)
