@@ -94,7 +94,9 @@ def peak(ax: Axes, integral: np.ndarray, fitted: Peak) -> None:
 def dependence(ax: Axes, centres: np.ndarray, peaks: Sequence[Peak | None], label: str) -> None:
     """Place of the peak against another quantity."""
     known = [(x, one.mean) for x, one in zip(centres, peaks, strict=True) if one is not None]
-    ax.errorbar([x for x, _ in known], [e.value for _, e in known], [e.error for _, e in known], fmt="o", color=BLUE)
+    ax.errorbar(
+        [x for x, _ in known], [e.value for _, e in known], [e.error for _, e in known], fmt="o", color=BLUE, ms=4
+    )
     ax.set(xlabel=label, ylabel="place of the peak [counts]", ylim=(0, None))
 
 

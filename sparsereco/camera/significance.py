@@ -23,6 +23,10 @@ TILE = 64
 """Macro-pixels along the edge of the tiles whose medians follow a drift of the pedestal."""
 
 
+PIECE = 64
+"""Macro-pixels of a line that are smoothed at a time."""
+
+
 @dataclass(frozen=True)
 class Significance:
     """An image over its noise."""
@@ -82,21 +86,26 @@ def _macro_sum(image: Tensor) -> Tensor:
 def smooth(macro: Tensor, sigma: float) -> Tensor:
     """Matched filter for a Gaussian spot in white noise: away from the edges the response has unit variance again.
 
-    By two products with banded matrices, which on a CPU take a fraction of the time of a convolution of one channel.
+    By products of pieces of lines with a small banded matrix, on a CPU much faster than a convolution of one channel.
 
     Args:
         macro: (..., h, w) significance.
         sigma: standard deviation of the spot [macro-pixel].
     """
-    rows, columns = (_band(size, sigma).to(macro.device) for size in macro.shape[-2:])
-    return rows @ macro @ columns
+    return _smooth_lines(_smooth_lines(macro, sigma).transpose(-1, -2), sigma).transpose(-1, -2)
+
+
+def _smooth_lines(x: Tensor, sigma: float) -> Tensor:
+    half, size = int(4 * sigma + 0.5), x.shape[-1]
+    padded = F.pad(x, (half, half + -size % PIECE))
+    pieces = padded.unfold(-1, PIECE + 2 * half, PIECE)  # (..., lines, pieces, PIECE + 2 half)
+    return (pieces @ _band(half, sigma).to(x.device)).flatten(-2)[..., :size]
 
 
 @cache
-def _band(size: int, sigma: float) -> Tensor:
-    """(size, size) symmetric matrix that convolves with a Gaussian of unit norm."""
-    place = torch.arange(size)
-    distance = (place[:, None] - place).abs()
+def _band(half: int, sigma: float) -> Tensor:
+    """(PIECE + 2 half, PIECE) matrix that convolves with a Gaussian of unit norm."""
+    distance = torch.arange(PIECE + 2 * half)[:, None] - half - torch.arange(PIECE)
     band = torch.exp(-0.5 * (distance / sigma) ** 2)
-    band[distance > 4 * sigma + 0.5] = 0.0
-    return band / band[size // 2].square().sum().sqrt()
+    band[distance.abs() > half] = 0.0
+    return band / band[:, 0].square().sum().sqrt()
