@@ -18,7 +18,7 @@ from sparsereco import checkpoint
 from sparsereco.checkpoint import CheckpointError
 from sparsereco.schema import RECO
 from sparsereco.vertex.chain import MIN_SHARE, VertexChain
-from sparsereco.vertex.config import DecomposerSettings, FinderSettings, TrackSettings, VertexConfig
+from sparsereco.vertex.config import DecomposerSettings, FinderSettings, RefineSettings, TrackSettings, VertexConfig
 from sparsereco.vertex.crop import HALF, MAX_VOXELS
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.finder import Finder, FinderConfig, decode
@@ -316,3 +316,49 @@ def test_the_provenance_names_the_weights(random_config: VertexConfig) -> None:
         path = Path(getattr(random_config, f"{name}_weights"))
         assert record["weights"][name] == {"file": path.name, "sha256": checkpoint.sha256(path)}
     assert record["config"]["finder"]["separation"] == 60
+
+
+@pytest.fixture(scope="module")
+def refined(chain: VertexChain, events: ak.Array) -> ak.Array:
+    fitting = VertexChain(replace(chain.config, refine=RefineSettings(enabled=True, starts=2, steps=4)))
+    return fitting(events)
+
+
+def test_refined_events_have_the_same_vertices_and_particles(
+    chain: VertexChain, events: ak.Array, reco: ak.Array, refined: ak.Array
+) -> None:
+    """The fit moves them; it adds none and drops none."""
+    for name in ("vtx_score", "trk_vtx", "trk_x", "trk_ke", "part_vtx"):
+        assert refined[name].tolist() == reco[name].tolist(), name
+    for event, before in zip(refined, reco, strict=True):
+        for (_, own), (_, own_before) in zip(particles(event), particles(before), strict=True):
+            assert sorted(event.part_pdg.to_numpy()[own]) == sorted(before.part_pdg.to_numpy()[own_before])
+            assert (np.diff(event.part_ke.to_numpy()[own]) <= 0).all()
+    deviance, ndf = (ak.flatten(refined[name]).to_numpy() for name in ("vtx_deviance", "vtx_ndf"))
+    assert (np.isnan(deviance) == (ndf == 0)).all()
+    assert (ndf > 0).sum() > 8
+    assert (deviance[ndf > 0] >= 0).all()
+    moved = np.abs(ak.flatten(refined["vtx_x"]).to_numpy() - ak.flatten(reco["vtx_x"]).to_numpy())
+    assert moved.max() > 0.05
+    test_images_share_out_the_light_of_the_hits(refined, events)
+
+
+def test_refined_events_do_not_depend_on_their_batch(chain: VertexChain, events: ak.Array, refined: ak.Array) -> None:
+    settings = RefineSettings(enabled=True, starts=2, steps=4)
+    small = VertexChain(replace(chain.config, refine=settings, batch_size=4))
+    order = np.arange(len(events))[::-1]
+    again = small(events[order])[order]
+    for name, atol in (("vtx_x", 0.05), ("part_vtx", 0), ("trk_x", 1e-3)):
+        first, second = (ak.flatten(found[name]).to_numpy() for found in (again, refined))
+        np.testing.assert_allclose(first, second, atol=atol)
+    nothing = small(some_hits(1))
+    assert ak.num(nothing["vtx_deviance"]).tolist() == [0]
+
+
+def test_the_refinement_wants_a_generator(random_config: VertexConfig) -> None:
+    wrong = replace(random_config, refine=RefineSettings(enabled=True), generator_weights=random_config.finder_weights)
+    with pytest.raises(CheckpointError, match="expected a Generator"):
+        VertexChain(wrong)
+    assert VertexChain(replace(wrong, refine=RefineSettings())).refiner is None
+    right = VertexChain(replace(random_config, refine=RefineSettings(enabled=True)))
+    assert right.provenance()["weights"]["generator"]["file"] == "generator.safetensors"

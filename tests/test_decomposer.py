@@ -120,6 +120,7 @@ def test_turning_the_crop_turns_the_answer() -> None:
             found,
             vertex=found.vertex @ turn.T,
             vertex_err=found.vertex_err @ turn.abs().T,
+            vertex_cov=turn @ found.vertex_cov @ turn.T,
             direction=found.direction @ turn.T,
         )
         assert_same(model(turned(crops, turn), True), expected)
@@ -200,7 +201,13 @@ def test_the_calibration_scales_the_errors_alone(light_nuclei: bool) -> None:
     before = model(crops, light_nuclei)
     for value, buffer in enumerate((model.vertex_calibration, model.ke_calibration, model.dir_calibration), start=2):
         buffer[int(light_nuclei)] = value
-    expected = replace(before, vertex_err=2 * before.vertex_err, ke_err=3 * before.ke_err, dir_err=4 * before.dir_err)
+    expected = replace(
+        before,
+        vertex_err=2 * before.vertex_err,
+        vertex_cov=4 * before.vertex_cov,
+        ke_err=3 * before.ke_err,
+        dir_err=4 * before.dir_err,
+    )
     assert_same(model(crops, light_nuclei), expected)
 
 

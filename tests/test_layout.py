@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGES = {  # per system
-    "vertex": {"finder", "tracks", "decomposer", "generator", "refine"},
+    "vertex": {"finder", "tracks", "decomposer", "generator", "expected", "parameters", "refine"},
     "camera": {"pedestal", "select", "unet", "cluster", "calibrate"},
     "infill": set(),
 }
@@ -87,7 +87,8 @@ def test_imports_point_one_way(path: Path) -> None:
             f"sim imports {name}"
         )
         if here == there == "stage" and inner[1] != path.stem:
-            assert (path.stem, inner[1]) in {("refine", "generator"), ("select", "unet")}, (
+            fit = {"generator", "expected", "parameters", "refine"}  # the refinement, and what it fits with
+            assert {path.stem, inner[1]} <= fit or (path.stem, inner[1]) == ("select", "unet"), (
                 "stages do not import each other"
             )
 

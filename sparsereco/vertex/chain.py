@@ -31,12 +31,15 @@ from sparsereco.checks import check_hits
 from sparsereco.schema import RECO
 from sparsereco.vertex.config import VertexConfig
 from sparsereco.vertex.crop import MAX_VOXELS, Crops, Tracks, cut_crops, surroundings
-from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig, Decomposition
+from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
+from sparsereco.vertex.expected import measured_light
 from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, embed, find_vertices
-from sparsereco.vertex.hadrons import SPECIES
+from sparsereco.vertex.generator import Generator, GeneratorConfig
+from sparsereco.vertex.hadrons import SPECIES, Decomposition
 from sparsereco.vertex.halo import TrackLight, track_light
 from sparsereco.vertex.light import LightYield, light_yield
 from sparsereco.vertex.ranges import stopping_energy
+from sparsereco.vertex.refine import Refined, Refiner
 from sparsereco.vertex.tracks import find_tracks
 from sparsereco.voxels import VoxelError, Voxels, rank_in_group
 
@@ -77,6 +80,14 @@ class VertexChain:
         }
         self.finder = checkpoint.load(self._paths["finder"], Finder, FinderConfig).to(device)
         self.decomposer = checkpoint.load(self._paths["decomposer"], Decomposer, DecomposerConfig).to(device)
+        self.refiner: Refiner | None = None
+        """Fits what the decomposer found to the light, if that is wanted."""
+        if self.config.refine.enabled:
+            path = Path(self.config.generator_weights or checkpoint.WEIGHTS / "generator.safetensors")
+            generator = checkpoint.load(path, Generator, GeneratorConfig)
+            self._paths["generator"] = path
+            detector = self.config.detector
+            self.refiner = Refiner(generator, detector.response, detector.pitch, self.config.refine, device)
 
     def __call__(self, events: ak.Array) -> ak.Array:
         """Reconstructs events; each is treated on its own, whatever else is in the array.
@@ -156,7 +167,14 @@ class VertexChain:
             found = self.decomposer(crops, settings.light_nuclei, settings.max_hadrons)
             pitch, min_pe = self.config.detector.pitch, self.config.tracks.min_pe
             energy = stopping_energy(near.hits, near.vertices.event, near.centre, near.tracks, pitch, min_pe)
-        return self._records(events, near.vertices, crops, found, energy)
+        fitted = None
+        if self.refiner is not None:
+            place = near.around.coords.long() - near.centre[near.around.event]
+            with self._on_device():
+                light = measured_light(place, near.around.signal, near.around.event, len(crops))
+                fitted = self.refiner(crops, light, found)
+            found = fitted.found
+        return self._records(events, near.vertices, crops, found, energy, fitted)
 
     def _voxels(self, events: ak.Array) -> Voxels:
         counts = ak.num(events["hit_x"]).to_numpy()
@@ -168,7 +186,13 @@ class VertexChain:
         return Voxels.make(coords, signal, event, len(counts), self.config.detector.shape).to(self.device)
 
     def _records(
-        self, events: ak.Array, vertices: Vertices, crops: Crops, found: Decomposition, energy: Tensor
+        self,
+        events: ak.Array,
+        vertices: Vertices,
+        crops: Crops,
+        found: Decomposition,
+        energy: Tensor,
+        fitted: Refined | None,
     ) -> ak.Array:
         """Flat tensors of a batch to one record per event; ``energy`` (T,) is that of the leaving tracks [MeV]."""
         n, pitch = len(events), self.config.detector.pitch
@@ -190,9 +214,11 @@ class VertexChain:
                     columns[f"{prefix}_{name}"] = event, value
 
         where = (corner + found.vertex) * pitch + origin
-        unfitted = torch.full((len(where),), float("nan"))
+        deviance, ndf = torch.full((len(where),), float("nan")), torch.zeros(len(where))
+        if fitted is not None:
+            deviance, ndf = fitted.deviance.cpu(), fitted.ndf.cpu()
         put("vtx", vertices.event, **{"": where, "s": found.vertex_err * pitch, "score": vertices.score})
-        put("vtx", vertices.event, deviance=unfitted, ndf=torch.zeros(len(where)))
+        put("vtx", vertices.event, deviance=deviance, ndf=ndf)
         crop = found.crop[order]
         pdg = torch.tensor(SPECIES)[found.species[order]]
         put(

@@ -64,6 +64,23 @@ class DecomposerSettings:
 
 
 @dataclass(frozen=True)
+class RefineSettings:
+    """How vertex and hadrons are fitted to the light of the crop."""
+
+    enabled: bool = False
+    """Whether they are. It fills `vtx_deviance` and `vtx_ndf`, and takes several times as long as all the rest."""
+    starts: int = 8
+    """Fits per vertex, from draws of the decomposer's densities; time is proportional to it."""
+    steps: int = 10
+    """Steps of each fit; time is proportional to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"refine.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class VertexConfig:
     """Settings of the vertex chain."""
 
@@ -75,6 +92,8 @@ class VertexConfig:
     """How the tracks that leave the crop are found."""
     decomposer: DecomposerSettings = field(default_factory=DecomposerSettings)
     """How the crop is taken apart into hadrons."""
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    """How vertex and hadrons are fitted to the light of the crop."""
     batch_size: int = 256
     """Events per forward pass; changes speed and memory, not results."""
     light_scale: float | None = None
@@ -84,6 +103,8 @@ class VertexConfig:
     """Checkpoint of the finder (.safetensors); null: the shipped one."""
     decomposer_weights: str | None = None
     """Checkpoint of the decomposer (.safetensors); null: the shipped one."""
+    generator_weights: str | None = None
+    """Checkpoint of the generator (.safetensors), which the refinement needs; null: the shipped one."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -35,6 +35,7 @@ from sparsereco.vertex.hadrons import (
     HADRON_FEATURES,
     MAX_HADRONS,
     SPECIES,
+    Decomposition,
     Hadrons,
     blurred,
     in_order,
@@ -80,23 +81,6 @@ class Encoded:
     number: Tensor  # (V, MAX_HADRONS + 1) logits of the number of hadrons
     turn: Tensor  # (V, 3, 3) from the detector's frame to the turned one
     frame: Tensor  # (V, 3, 3) from the turned frame to that of the longest leaving track
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """What the decomposer found, in the detector's frame; hadrons sorted by crop and then as they were named."""
-
-    vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
-    vertex_err: Tensor  # (V, 3) [voxels]
-    crop: Tensor  # (H,) int64
-    step: Tensor  # (H,) int64, place in the order of its crop
-    species: Tensor  # (H,) int64, index in SPECIES
-    score: Tensor  # (H,) probability that this hadron exists
-    ke: Tensor  # (H,) [MeV]
-    ke_err: Tensor  # (H,) [MeV]
-    direction: Tensor  # (H, 3)
-    dir_err: Tensor  # (H,) per transverse axis [rad]
-    share: Tensor  # (N, S) share of each step's hadron in the light of each voxel of the crops
 
 
 class Decomposer(nn.Module):
@@ -301,9 +285,14 @@ class Decomposer(nn.Module):
         crop, step = going.nonzero(as_tuple=True)
         back = encoded.turn.mT
         share = share * going[crops.crop]
+        # A row for each axis of the track's frame.
+        axes = torch.bmm(encoded.frame, encoded.turn)
+        width = self.vertex_calibration[prior] * LAPLACE_68 * encoded.vertex_scale
+        covariance = (axes[:, :, :, None] * axes[:, :, None, :] * width.square()[:, :, None, None]).sum(1)
         return Decomposition(
             vertex=turned(encoded.vertex, back),
-            vertex_err=self.vertex_calibration[prior] * LAPLACE_68 * _along_axes(encoded),
+            vertex_err=covariance.diagonal(dim1=1, dim2=2).sqrt(),
+            vertex_cov=covariance,
             crop=crop,
             step=step,
             species=species[going],
@@ -320,12 +309,6 @@ def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Position and Laplace scale [voxels] from a head's (V, 6)."""
     out = out.float()
     return start + out[:, :3], softplus(out[:, 3:] - 1) + 0.005
-
-
-def _along_axes(encoded: Encoded) -> Tensor:
-    """(V, 3) scale of the vertex along the axes of the detector [voxels], from those along and across the track."""
-    axes = torch.bmm(encoded.frame, encoded.turn)  # a row for each axis of the track's frame
-    return (axes.square() * encoded.vertex_scale.square()[:, :, None]).sum(1).sqrt()
 
 
 def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> Tensor:

@@ -32,6 +32,24 @@ class Hadrons:
     share: Tensor  # (N, S) share of each hadron in the light of each voxel of the crops
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """What the decomposer found, in the detector's frame; hadrons sorted by crop and then as they were named."""
+
+    vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
+    vertex_err: Tensor  # (V, 3) [voxels]
+    vertex_cov: Tensor  # (V, 3, 3) covariance [voxels^2]: the light tells least about the vertex along its track
+    crop: Tensor  # (H,) int64
+    step: Tensor  # (H,) int64, place in the order of its crop
+    species: Tensor  # (H,) int64, index in SPECIES
+    score: Tensor  # (H,) probability that this hadron exists
+    ke: Tensor  # (H,) [MeV]
+    ke_err: Tensor  # (H,) [MeV]
+    direction: Tensor  # (H, 3)
+    dir_err: Tensor  # (H,) per transverse axis [rad]
+    share: Tensor  # (N, S) share of each step's hadron in the light of each voxel of the crops
+
+
 def name_hadrons(direction: Tensor, ke: Tensor, species: Tensor) -> Tensor:
     """(..., HADRON_FEATURES) what the decoder is told about a named hadron; ke in MeV."""
     return torch.cat([direction, ke[..., None] / ENERGY, one_hot(species, len(SPECIES)).float()], -1)

@@ -1,0 +1,192 @@
+"""Parameters of the refinement's fits, and their prior: the decomposer's densities.
+
+A hadron has six parameters: energy, two angles, and three latent numbers of unit variance that say how its track
+departs from the straight, mean one: two of curvature and one of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sparsereco.vertex.crop import Crops
+from sparsereco.vertex.expected import LEAST, MOST, ExpectedLight
+from sparsereco.vertex.generator import across
+from sparsereco.vertex.hadrons import MAX_HADRONS, Decomposition
+from sparsereco.vertex.likelihood import TRACK_LIGHT
+from sparsereco.voxels import rank_in_group
+
+HADRON = 6
+"""Parameters of a hadron: energy, two angles, two of curvature, range."""
+
+COMMON = 4
+"""Parameters of a crop: vertex, light of the leaving track."""
+
+_FAR = 6.1  # a point of a line this far from the centre is outside the crop
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """Parameters of F fits with up to P hadrons each."""
+
+    vertex: Tensor  # (F, 3) relative to the centre of the crop
+    light: Tensor  # (F,) of the leaving track [p.e. per voxel]
+    ke: Tensor  # (F, P) [MeV]
+    direction: Tensor  # (F, P, 3)
+    latent: Tensor  # (F, P, 3) curvature along both vectors of `across`, range
+
+    def moved(self, by: Tensor) -> State:
+        """Parameters after steps (F, 4 + 6 P)."""
+        own = by[:, COMMON:].view(*self.ke.shape, HADRON)
+        u, v = across(self.direction)
+        return State(
+            self.vertex + by[:, :3],
+            self.light + by[:, 3],
+            (self.ke + own[..., 0]).clamp(LEAST, MOST),
+            normalize(self.direction + own[..., 1:2] * u + own[..., 2:3] * v, dim=-1),
+            self.latent + own[..., 3:],
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What F fits are made to, and their priors."""
+
+    signal: Tensor  # (F, voxels) [p.e.]
+    far: Tensor  # (F, 3) a point of the leaving track outside the crop
+    there: Tensor  # (F,) 1 where there is a leaving track, 0 where not
+    other: Tensor  # (F, voxels) light of further leaving tracks [p.e.]
+    on: Tensor  # (F, P) bool
+    species: Tensor  # (F, P) int64, index in SPECIES
+    mean: State
+    vertex_weight: Tensor  # (F, 3, 3) inverse covariance
+    ke_weight: Tensor  # (F, P) inverse variance
+    dir_weight: Tensor  # (F, P) inverse variance of each angle
+
+
+def to_problem(crops: Crops, signal: Tensor, found: Decomposition, most: int, expected: ExpectedLight) -> Problem:
+    """What the fits of crops (V of them) are made to.
+
+    Args:
+        crops: for their leaving tracks; signal: (V, voxels) light of all their voxels [p.e.].
+        found: the decomposer's answer, its values and errors are the prior.
+        most: P, the largest number of hadrons in a crop.
+        expected: gives the light of further leaving tracks.
+    """
+    n, tracks = len(crops), crops.tracks
+    at = found.crop, found.step
+
+    def padded(value: Tensor, fill: float) -> Tensor:
+        return torch.full((n, most, *value.shape[1:]), fill, dtype=value.dtype).index_put(at, value)
+
+    nearest = tracks.point - (tracks.point * tracks.direction).sum(1, keepdim=True) * tracks.direction
+    beyond = nearest + _FAR * tracks.direction
+    lead = rank_in_group(tracks.crop) == 0
+    far = torch.zeros(n, 3).index_copy(0, tracks.crop[lead], beyond[lead])
+    there = torch.zeros(n).index_fill(0, tracks.crop[lead], 1.0)
+    further = tracks.crop[~lead]
+    light = expected.paths(found.vertex[further], beyond[~lead]) * tracks.light[~lead, None]
+    other = torch.zeros_like(signal).index_add(0, further, light)
+    on = padded(torch.ones_like(found.crop, dtype=torch.bool), False)
+    direction = torch.where(on[..., None], padded(found.direction, 0.0), torch.tensor([0.0, 0.0, 1.0]))
+    ke = padded(found.ke, 1.0).clamp(LEAST, MOST)
+    mean = State(found.vertex, torch.full((n,), TRACK_LIGHT[0]), ke, direction, torch.zeros(n, most, 3))
+    weight = torch.linalg.inv(found.vertex_cov)
+    ke_weight, dir_weight = padded(found.ke_err.clamp(min=0.2).pow(-2), 0.0), padded(found.dir_err.pow(-2), 0.0)
+    species = padded(found.species, 0)
+    return Problem(signal, far, there, other, on, species, mean, weight, ke_weight, dir_weight)
+
+
+def flat(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The hadrons that there are, sorted by fit: vertex, species, energy, direction, latent numbers."""
+    on = problem.on
+    fit = on.nonzero(as_tuple=True)[0]
+    return state.vertex[fit], problem.species[on], state.ke[on], state.direction[on], state.latent[on]
+
+
+def prior_loss(problem: Problem, state: State) -> Tensor:
+    """(F,) negative log density of parameters, up to a constant."""
+    mean, on = problem.mean, problem.on
+    off = state.vertex - mean.vertex
+    light = ((state.light - TRACK_LIGHT[0]) / TRACK_LIGHT[1]).square()
+    energy = (state.ke - mean.ke).square() * problem.ke_weight
+    angle = 2 * (1 - (state.direction * mean.direction).sum(2)) * problem.dir_weight
+    latent = state.latent.square().sum(2) * on
+    return 0.5 * (
+        torch.einsum("fi,fij,fj->f", off, problem.vertex_weight, off) + light + (energy + angle + latent).sum(1)
+    )
+
+
+def prior_derivatives(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
+    """Slope (F, D) and curvature (F, D, D) of `prior_loss`; parameters of hadrons that there are not get 1."""
+    mean, on = problem.mean, problem.on.float()
+    u, v = across(state.direction)
+    off = state.vertex - mean.vertex
+    angles = [-(mean.direction * side).sum(2) * problem.dir_weight for side in (u, v)]
+    own = torch.stack([(state.ke - mean.ke) * problem.ke_weight, *angles], 2)
+    own = torch.cat([own, state.latent * on[..., None]], 2)
+    light = (state.light - TRACK_LIGHT[0]) / TRACK_LIGHT[1] ** 2
+    slope = torch.cat([torch.einsum("fij,fj->fi", problem.vertex_weight, off), light[:, None], own.flatten(1)], 1)
+    weight = torch.stack([problem.ke_weight, problem.dir_weight, problem.dir_weight, on, on, on], 2)
+    weight = torch.where(problem.on[..., None], weight, 1.0)
+    common = torch.cat([torch.zeros(len(off), 3), torch.full((len(off), 1), TRACK_LIGHT[1] ** -2)], 1)
+    curvature = torch.diag_embed(torch.cat([common, weight.flatten(1)], 1))
+    curvature[:, :3, :3] = problem.vertex_weight
+    return slope, curvature
+
+
+def draws(problem: Problem, starts: int) -> State:
+    """A start for each of F fits: of each crop the mean of its prior first, then draws from it.
+
+    The standardised draws are the same for all crops, so that no event depends on what else is in its batch.
+    """
+    mean, n = problem.mean, len(problem.signal)
+    sobol = torch.quasirandom.SobolEngine(3 + 3 * MAX_HADRONS, scramble=True, seed=5)
+    normal = torch.special.ndtri(sobol.draw(starts).clamp(1e-4, 1 - 1e-4)).to(mean.vertex.device)
+    normal[0] = 0
+    normal = normal.repeat(n // starts, 1)
+    own = normal[:, 3:].view(n, MAX_HADRONS, 3)[:, : mean.ke.shape[1]]
+    factor = torch.linalg.cholesky(torch.linalg.inv(problem.vertex_weight))
+    vertex = torch.einsum("fij,fj->fi", factor, normal[:, :3])
+    width = torch.where(problem.on, torch.stack([problem.ke_weight, problem.dir_weight]), torch.inf).rsqrt()
+    moves = torch.stack([width[0] * own[..., 0], width[1] * own[..., 1], width[1] * own[..., 2]], 2)
+    moves = torch.nn.functional.pad(moves, (0, 3)).flatten(1)
+    return mean.moved(torch.cat([vertex, torch.zeros(n, 1), moves], 1))
+
+
+def per_parameter(state: State, common: tuple[float, float], hadron: tuple[float, ...]) -> Tensor:
+    """(D,) one number per parameter: of the vertex and the track's light, and of each hadron's."""
+    return torch.tensor([common[0]] * 3 + [common[1]] + list(hadron) * state.ke.shape[1])
+
+
+def choose(condition: Tensor, yes: State, no: State) -> State:
+    """Of each fit one of two states."""
+    return State(
+        *(
+            torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a, b)
+            for a, b in zip(vars(yes).values(), vars(no).values(), strict=True)
+        )
+    )
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:
+    """A dataclass of tensors with a function applied to each."""
+    parts = {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
+    return type(value)(**{k: function(v) if isinstance(v, Tensor) else mapped(function, v) for k, v in parts.items()})
+
+
+def rows_at(value: T, rows: Tensor) -> T:
+    """Some rows of every tensor."""
+    return mapped(lambda column: column[rows], value)
+
+
+def plain(value: T) -> T:
+    """Without the mark of inference mode, which derivatives refuse."""
+    return mapped(torch.clone, value)

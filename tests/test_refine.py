@@ -1,0 +1,296 @@
+"""The refinement: it finds the truth on images of its own model, never ends worse, and knows how well it fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sparsereco.detector import Response
+from sparsereco.vertex.config import RefineSettings, VertexConfig
+from sparsereco.vertex.crop import HALF, Crops, Tracks
+from sparsereco.vertex.expected import SIDE, ExpectedLight, leaked, measured_light
+from sparsereco.vertex.generator import Generator, GeneratorConfig
+from sparsereco.vertex.hadrons import MAX_HADRONS, Decomposition
+from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, TRACK_LIGHT, variance, voxel_loss
+from sparsereco.vertex.parameters import State, draws, prior_derivatives, prior_loss, rows_at, to_problem
+from sparsereco.vertex.refine import Refiner
+
+VOXELS = SIDE**3
+PITCH = 10.0
+BY_HADRON = "crop", "step", "species", "score", "ke", "ke_err", "direction", "dir_err"
+
+
+def refiner(starts: int = 4, steps: int = 8, response: Response | None = None) -> Refiner:
+    return Refiner(
+        Generator(GeneratorConfig()), response or Response(), PITCH, RefineSettings(True, starts=starts, steps=steps)
+    )
+
+
+@pytest.fixture(scope="module")
+def fit() -> Refiner:
+    return refiner()
+
+
+class Truth:
+    """Events drawn from the model: one leaving muon and up to ``most`` protons of 15 to 55 MeV."""
+
+    def __init__(self, n: int, seed: int, most: int = 3, track: bool = True, noise: bool = False) -> None:
+        random = torch.Generator().manual_seed(seed)
+        expected = ExpectedLight(Generator(GeneratorConfig()), Response(), PITCH)
+        self.count = torch.randint(1, most + 1, (n,), generator=random)
+        self.vertex = torch.rand(n, 3, generator=random) - 0.5
+        self.crop = torch.repeat_interleave(torch.arange(n), self.count)
+        self.step = torch.cat([torch.arange(int(k)) for k in self.count])
+        h = len(self.crop)
+        self.ke = 15 + 40 * torch.rand(h, generator=random)
+        self.direction = normalize(torch.randn(h, 3, generator=random), dim=1)
+        self.muon = normalize(torch.randn(n, 3, generator=random), dim=1)
+        with torch.no_grad():
+            latent = torch.randn(h, 3, generator=random) if noise else torch.zeros(h, 3)
+            species = torch.zeros(h, dtype=torch.int64)
+            position, charge = expected.deposits(self.vertex[self.crop], species, self.ke, self.direction, latent)
+            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), self.count.cumsum(0)]) * charge.shape[1]
+            hadrons, wide = (expected.image(position, charge, offsets, softness) for softness in (0.05, 0.15))
+            nearest = self.vertex - (self.vertex * self.muon).sum(1, keepdim=True) * self.muon
+            path = expected.paths(self.vertex, nearest + 6.1 * self.muon) * track
+        core = variance(hadrons, wide, TRACK_LIGHT[0] * path, 1.0)
+        self.signal = hadrons + TRACK_LIGHT[0] * path
+        if noise:
+            ray = torch.rand(n, VOXELS, generator=random) < (DELTA_RATE * path).clamp(max=0.7)
+            light = -DELTA_LIGHT * torch.rand(n, VOXELS, generator=random).log()
+            lit = self.signal > 1
+            blurred = self.signal + core.sqrt() * torch.randn(n, VOXELS, generator=random)
+            self.signal = torch.where(lit, blurred.clamp(min=0), 0.0) + ray * light
+        point = nearest + (HALF + 0.5) * self.muon
+        owner = torch.arange(n) if track else torch.zeros(0, dtype=torch.int64)
+        ones = torch.ones(len(owner))
+        self.crops = crops_of(self.signal, Tracks(owner, point[owner], self.muon[owner], ones, ones, 160 * ones, ones))
+
+    def found(self, seed: int = 0, off: float = 1.0) -> Decomposition:
+        """A decomposition that is off by a normal amount, of which it knows the size."""
+        random = torch.Generator().manual_seed(seed)
+        n, h = len(self.vertex), len(self.crop)
+        spread = torch.full((n, 3), 0.15)
+        shift = off * torch.randn(h, 4, generator=random)
+        direction = normalize(self.direction + 0.2 * shift[:, :3], dim=1)
+        return Decomposition(
+            vertex=self.vertex + off * spread * torch.randn(n, 3, generator=random),
+            vertex_err=spread,
+            vertex_cov=torch.diag_embed(spread.square()),
+            crop=self.crop,
+            step=self.step,
+            species=torch.zeros(h, dtype=torch.int64),
+            score=torch.ones(h),
+            ke=self.ke + 3 * shift[:, 3],
+            ke_err=torch.full((h,), 3.0),
+            direction=direction,
+            dir_err=torch.full((h,), 0.2),
+            share=torch.zeros(len(self.crops.place), MAX_HADRONS),
+        )
+
+
+def crops_of(signal: Tensor, tracks: Tracks) -> Crops:
+    crop, voxel = (signal > 1).nonzero(as_tuple=True)
+    place = torch.stack([voxel // SIDE**2, voxel // SIDE % SIDE, voxel % SIDE], 1) - HALF
+    return Crops(
+        place, signal[crop, voxel], torch.zeros(len(crop), 0), crop, torch.zeros(len(signal), 3).long(), tracks
+    )
+
+
+def distance(truth: Truth, found: Decomposition) -> Tensor:
+    return (found.vertex - truth.vertex).norm(dim=1)
+
+
+def test_it_recovers_the_truth_of_noise_free_images(fit: Refiner) -> None:
+    truth = Truth(60, seed=1, most=2)
+    start = truth.found()
+    refined = fit(truth.crops, truth.signal, start)
+    assert distance(truth, refined.found).median() < 0.4 * distance(truth, start).median()
+    off, before = (found.ke - truth.ke for found in (refined.found, start))
+    assert off.abs().median() < 0.6 * before.abs().median()
+    cosine, cosine_before = ((found.direction * truth.direction).sum(1) for found in (refined.found, start))
+    assert (1 - cosine).median() < 0.75 * (1 - cosine_before).median()
+    assert refined.dropped == 0
+
+
+def test_from_the_truth_it_stays_there(fit: Refiner) -> None:
+    truth = Truth(40, seed=2)
+    refined = fit(truth.crops, truth.signal, truth.found(off=0.0))
+    assert distance(truth, refined.found).quantile(0.9) < 0.1
+    assert (refined.found.ke - truth.ke).abs().median() < 0.5
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_it_never_ends_worse_than_it_started(noise: bool) -> None:
+    truth = Truth(80, seed=3, noise=noise)
+    for starts, steps in ((1, 1), (3, 5)):
+        refined = refiner(starts, steps)(truth.crops, truth.signal, truth.found(seed=4, off=1.5))
+        assert (refined.loss <= refined.start_loss).all()
+        assert (refined.loss < refined.start_loss).float().mean() > 0.8
+
+
+def test_the_order_of_crops_and_their_company_do_not_matter(fit: Refiner) -> None:
+    truth = Truth(12, seed=5, noise=True)
+    found = truth.found()
+    together = fit(truth.crops, truth.signal, found).found
+    for index in (0, 7):
+        own, of_track = found.crop == index, truth.crops.tracks.crop == index
+        tracks = Tracks(**{name: value[of_track] for name, value in vars(truth.crops.tracks).items()})
+        crops = crops_of(truth.signal[index : index + 1], replace(tracks, crop=tracks.crop * 0))
+        by_crop = {"vertex", "vertex_err", "vertex_cov"}
+        alone = {
+            name: value[index : index + 1] if name in by_crop else value[own]
+            for name, value in vars(found).items()
+            if name != "share"
+        }
+        alone["crop"] = alone["crop"] * 0
+        single = Decomposition(**alone, share=torch.zeros(len(crops.place), MAX_HADRONS))
+        refined = fit(crops, truth.signal[index : index + 1], single).found
+        torch.testing.assert_close(refined.vertex[0], together.vertex[index], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(refined.ke, together.ke[own], atol=0.05, rtol=1e-3)
+
+
+def test_without_a_track_and_with_one_hadron(fit: Refiner) -> None:
+    truth = Truth(40, seed=6, most=1, track=False)
+    start = truth.found()
+    refined = fit(truth.crops, truth.signal, start)
+    assert distance(truth, refined.found).median() < distance(truth, start).median()
+    assert (refined.found.ke - truth.ke).abs().median() < 0.6, "all light is its own"
+    shared = refined.found.share.sum(1)
+    assert shared.max() <= 1.0001
+    bright = truth.crops.signal > 50
+    assert (shared[bright] > 0.5).float().mean() > 0.9, "all light is the hadron's"
+
+
+def test_crops_without_hadrons_or_light_pass_unchanged(fit: Refiner) -> None:
+    truth = Truth(6, seed=7)
+    found = truth.found()
+    dark = torch.where(torch.arange(6)[:, None] == 2, 0.0, truth.signal)
+    own = found.crop != 4
+    rest = {name: getattr(found, name)[own] for name in BY_HADRON}
+    found = replace(found, **rest)
+    refined = fit(truth.crops, dark, found)
+    for index in (2, 4):
+        assert refined.deviance[index].isnan()
+        assert refined.ndf[index] == 0
+        assert torch.equal(refined.found.vertex[index], found.vertex[index])
+    assert torch.equal(refined.found.ke[found.crop == 2], found.ke[found.crop == 2])
+    assert (refined.ndf[[0, 1, 3, 5]] > 0).all()
+    nothing = fit(truth.crops, torch.zeros_like(dark), found)
+    assert nothing.found.vertex.equal(found.vertex)
+    assert nothing.deviance.isnan().all()
+
+
+def test_a_loss_that_is_not_finite_is_dropped_and_counted(fit: Refiner) -> None:
+    truth = Truth(5, seed=8)
+    found = truth.found()
+    broken = truth.signal.clone()
+    broken[3, 100] = math.nan
+    refined = fit(truth.crops, broken, found)
+    assert refined.dropped == fit.settings.starts
+    assert refined.found.vertex[3].equal(found.vertex[3])
+    assert refined.found.ke[found.crop == 3].equal(found.ke[found.crop == 3])
+    assert refined.deviance[3].isnan()
+    assert refined.deviance[[0, 1, 2, 4]].isfinite().all()
+    assert not refined.found.vertex[0].equal(found.vertex[0])
+
+
+def test_the_deviance_of_events_of_the_model_is_its_number_of_degrees_of_freedom(fit: Refiner) -> None:
+    truth = Truth(300, seed=9, most=2, noise=True)
+    refined = fit(truth.crops, truth.signal, truth.found(seed=1, off=0.0))
+    assert refined.deviance.mean() / refined.ndf.mean() == pytest.approx(1, abs=0.3)
+    # One hadron is not enough for the light of several.
+    first = truth.step == 0
+    found = truth.found(seed=1, off=0.0)
+    rest = {name: getattr(found, name)[first] for name in BY_HADRON}
+    fewer = fit(truth.crops, truth.signal, replace(found, **rest))
+    two = truth.count == 2
+    assert fewer.deviance[two].median() > 3 * refined.deviance[two].median()
+    torch.testing.assert_close(fewer.deviance[~two].median(), refined.deviance[~two].median(), rtol=0.2, atol=0.5)
+
+
+def test_the_changes_are_those_of_the_expected_light(fit: Refiner) -> None:
+    truth = Truth(8, seed=10, most=2)
+    problem = to_problem(truth.crops, truth.signal, truth.found(), 2, fit.expected)
+
+    def light(state: State) -> Tensor:
+        _, (hadrons, _, track, _) = fit._loss(problem, state)
+        return hadrons + track
+
+    with torch.no_grad():
+        _, (hadrons, _, track, path) = fit._loss(problem, problem.mean)
+        change = fit._changes(problem, problem.mean, hadrons + track, path)
+        for parameter, size in ((0, 0.01), (3, 1.0), (4, 0.1), (5, 0.005), (8, 0.1), (9, 0.1)):
+            step = torch.zeros(8, change.shape[1])
+            step[:, parameter] = size
+            numeric = (light(problem.mean.moved(step)) - light(problem.mean.moved(-step))) / (2 * size)
+            both = torch.stack([numeric.flatten(), change[:, parameter].flatten()])
+            assert torch.corrcoef(both)[0, 1] > 0.9, parameter
+            assert both[1].norm() == pytest.approx(float(both[0].norm()), rel=0.2), parameter
+        slope, curvature = fit._derivatives(problem, problem.mean)[1:]
+    assert slope.isfinite().all()
+    assert (torch.linalg.eigvalsh(curvature) > 0).all()
+
+
+def test_the_prior_is_quadratic_in_its_parameters(fit: Refiner) -> None:
+    truth = Truth(5, seed=11)
+    problem = to_problem(truth.crops, truth.signal, truth.found(), 3, fit.expected)
+    state = draws(rows_at(problem, torch.arange(5).repeat_interleave(2)), 2)
+    repeated = rows_at(problem, torch.arange(5).repeat_interleave(2))
+    torch.testing.assert_close(state.vertex[::2], problem.mean.vertex)  # the first start is the decomposition itself
+    assert (prior_loss(repeated, state)[::2] < prior_loss(repeated, state)[1::2]).all()
+    slope, _ = prior_derivatives(repeated, state)
+    for parameter in (0, 3, 4, 5, 8):
+        step = torch.zeros(10, slope.shape[1])
+        step[:, parameter] = 0.01
+        numeric = (prior_loss(repeated, state.moved(step)) - prior_loss(repeated, state.moved(-step))) / 0.02
+        torch.testing.assert_close(numeric, slope[:, parameter], atol=0.02, rtol=0.02)
+
+
+def test_the_density_of_a_voxel_is_one() -> None:
+    signal = torch.arange(-200.0, 3000.0, 0.5, dtype=torch.float64)
+    for hadrons, path in ((0.0, 0.0), (0.0, 1.0), (300.0, 0.4)):
+        had, way = torch.tensor(hadrons, dtype=torch.float64), torch.tensor(path, dtype=torch.float64)
+        track = TRACK_LIGHT[0] * way
+        core = variance(had, had, track, 1.0)
+        density = (-voxel_loss(signal, had, core, track, way)).exp()
+        assert float(density.sum() * 0.5) == pytest.approx(1, abs=0.01)
+    far = voxel_loss(
+        torch.tensor([1e5, 0.0]), torch.tensor([10.0, 9e4]), torch.tensor(9.0), torch.zeros(2), torch.zeros(2)
+    )
+    assert far.isfinite().all()
+
+
+def test_crosstalk_is_part_of_the_expected_light() -> None:
+    image = torch.zeros(1, SIDE, SIDE, SIDE)
+    image[0, 3, 3, 3], image[0, 0, 3, 3] = 100.0, 50.0
+    seen = leaked(image, 0.03)
+    assert seen[0, 3, 3, 4] == pytest.approx(3)
+    assert seen[0, 3, 3, 3] == pytest.approx(82)
+    assert seen.sum() == pytest.approx(150 - 1.5), "what leaves the crop is lost"
+    # A long straight track is as bright as it shows itself to be, with crosstalk or without.
+    far, start = torch.tensor([[0.0, 0.0, 6.0]]), torch.tensor([[0.0, 0.0, -6.0]])
+    generator = Generator(GeneratorConfig())
+    paths = [
+        ExpectedLight(generator, Response(crosstalk=c), PITCH).paths(start, far).view(SIDE, SIDE, SIDE)[3, 3]
+        for c in (0.0, 0.03)
+    ]
+    torch.testing.assert_close(paths[0][2:5], paths[1][2:5], rtol=0.06, atol=0.0)
+
+
+def test_hits_outside_the_crop_do_not_count() -> None:
+    place = torch.tensor([[0, 0, 0], [4, 0, 0], [-3, 3, 1], [0, 0, 0]])
+    light = measured_light(place, torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 0, 1, 1]), 2)
+    assert light.sum(1).tolist() == [1, 12]
+    assert light[0, VOXELS // 2] == 1
+
+
+@pytest.mark.parametrize("name", ["starts", "steps"])
+def test_a_budget_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"refine\.{name} must be at least 1, got 0"):
+        VertexConfig(refine=RefineSettings(**{name: 0}))
