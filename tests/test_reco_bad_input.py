@@ -134,6 +134,8 @@ def test_a_skipped_event_keeps_an_empty_entry(
         ("finder: [1", [], "mine.yaml|parsing"),
         ("branches: {hit_q: a}", [], "branches.hit_q"),
         ("{}", ["--finder.score_threshold", "7"], r"finder.score_threshold must lie in \[0, 1\], got 7"),
+        ("{}", ["--refine.starts", "0"], "refine.starts must be at least 1, got 0"),
+        ("refine: {start: 3}", [], "refine.start"),
         ("{}", ["--detector.pitch", "-1"], "detector.pitch must be positive"),
         ("{}", ["--batch_size", "x"], "batch_size.*Expected a .*int.*Got value: x"),
         ("{}", ["--batch", "5"], "--batch"),

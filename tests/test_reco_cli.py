@@ -129,8 +129,8 @@ def test_the_shipped_config_holds_every_key_with_its_default(reco: Reco, capsys:
     shipped = yaml.safe_load((ROOT / "configs" / "vertex.yaml").read_text())
     defaults = json.loads(json.dumps(asdict(VertexConfig()) | {"branches": asdict(BranchNames())}))
     assert shipped == defaults
-    assert reco("--print-config", "-c", ROOT / "configs" / "vertex.yaml", "--tracks.max_tracks", "2") == cli.DONE
-    defaults["tracks"]["max_tracks"] = 2
+    assert reco("--print-config", "-c", ROOT / "configs" / "vertex.yaml", "--refine.enabled", "true") == cli.DONE
+    defaults["refine"]["enabled"] = True
     assert yaml.safe_load(capsys.readouterr().out) == defaults
 
 

@@ -23,7 +23,9 @@ def efficiency(ax: Axes, comparisons: Mapping[str, Comparison], energy: float) -
         mine = np.abs(one.tracks.energy - energy) < 1e-3 * energy
         cuts = np.append(np.sort(one.fakes)[::-1], -np.inf)
         share = [(one.tracks.score[mine] > cut).mean() for cut in cuts]
-        fakes = np.arange(len(cuts)) / one.frames
+        # From the left edge, where no fake is left, to the right one, beyond the last that there is.
+        share, fakes = [*share, share[-1]], np.append(np.arange(len(cuts)) / one.frames, 100.0)
+        fakes[0] = 1e-3
         error = np.sqrt(np.array(share) * (1 - np.array(share)) / max(mine.sum(), 1))
         ax.step(fakes, share, where="post", color=colour, lw=1.3, label=name)
         ax.fill_between(fakes, share - error, share + error, step="post", color=colour, alpha=0.15, lw=0)
