@@ -82,6 +82,8 @@ class Truth:
             vertex=self.vertex + off * spread * torch.randn(n, 3, generator=random),
             vertex_err=spread,
             vertex_cov=torch.diag_embed(spread.square()),
+            total=torch.zeros(n).index_add(0, self.crop, self.ke),
+            total_err=torch.full((n,), 3.0),
             crop=self.crop,
             step=self.step,
             species=torch.zeros(h, dtype=torch.int64),
@@ -142,7 +144,7 @@ def test_the_order_of_crops_and_their_company_do_not_matter(fit: Refiner) -> Non
         own, of_track = found.crop == index, truth.crops.tracks.crop == index
         tracks = Tracks(**{name: value[of_track] for name, value in vars(truth.crops.tracks).items()})
         crops = crops_of(truth.signal[index : index + 1], replace(tracks, crop=tracks.crop * 0))
-        by_crop = {"vertex", "vertex_err", "vertex_cov"}
+        by_crop = {"vertex", "vertex_err", "vertex_cov", "total", "total_err"}
         alone = {
             name: value[index : index + 1] if name in by_crop else value[own]
             for name, value in vars(found).items()

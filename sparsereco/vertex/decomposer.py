@@ -293,6 +293,8 @@ class Decomposer(nn.Module):
             vertex=turned(encoded.vertex, back),
             vertex_err=covariance.diagonal(dim1=1, dim2=2).sqrt(),
             vertex_cov=covariance,
+            total=encoded.total * ENERGY,
+            total_err=LAPLACE_68 * encoded.total_scale * ENERGY,
             crop=crop,
             step=step,
             species=species[going],

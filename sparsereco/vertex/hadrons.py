@@ -39,6 +39,8 @@ class Decomposition:
     vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
     vertex_err: Tensor  # (V, 3) [voxels]
     vertex_cov: Tensor  # (V, 3, 3) covariance [voxels^2]: the light tells least about the vertex along its track
+    total: Tensor  # (V,) kinetic energy of all hadrons together, as seen at once [MeV]
+    total_err: Tensor  # (V,) [MeV]
     crop: Tensor  # (H,) int64
     step: Tensor  # (H,) int64, place in the order of its crop
     species: Tensor  # (H,) int64, index in SPECIES

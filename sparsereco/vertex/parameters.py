@@ -68,6 +68,8 @@ class Problem:
     mean: State
     vertex_weight: Tensor  # (F, 3, 3) inverse covariance
     ke_weight: Tensor  # (F, P) inverse variance
+    total: Tensor  # (F,) energy of all hadrons together [MeV]
+    total_weight: Tensor  # (F,) inverse variance
     dir_weight: Tensor  # (F, P) inverse variance of each angle
 
 
@@ -101,7 +103,20 @@ def to_problem(crops: Crops, signal: Tensor, found: Decomposition, most: int, ex
     weight = torch.linalg.inv(found.vertex_cov)
     ke_weight, dir_weight = padded(found.ke_err.clamp(min=0.2).pow(-2), 0.0), padded(found.dir_err.pow(-2), 0.0)
     species = padded(found.species, 0)
-    return Problem(signal, far, there, other, on, species, mean, weight, ke_weight, dir_weight)
+    return Problem(
+        signal,
+        far,
+        there,
+        other,
+        on,
+        species,
+        mean,
+        weight,
+        ke_weight,
+        found.total,
+        found.total_err.pow(-2),
+        dir_weight,
+    )
 
 
 def flat(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -119,8 +134,9 @@ def prior_loss(problem: Problem, state: State) -> Tensor:
     energy = (state.ke - mean.ke).square() * problem.ke_weight
     angle = 2 * (1 - (state.direction * mean.direction).sum(2)) * problem.dir_weight
     latent = state.latent.square().sum(2) * on
+    total = ((state.ke * on).sum(1) - problem.total).square() * problem.total_weight
     return 0.5 * (
-        torch.einsum("fi,fij,fj->f", off, problem.vertex_weight, off) + light + (energy + angle + latent).sum(1)
+        torch.einsum("fi,fij,fj->f", off, problem.vertex_weight, off) + light + total + (energy + angle + latent).sum(1)
     )
 
 
@@ -130,7 +146,8 @@ def prior_derivatives(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     u, v = across(state.direction)
     off = state.vertex - mean.vertex
     angles = [-(mean.direction * side).sum(2) * problem.dir_weight for side in (u, v)]
-    own = torch.stack([(state.ke - mean.ke) * problem.ke_weight, *angles], 2)
+    excess = ((state.ke * on).sum(1) - problem.total) * problem.total_weight
+    own = torch.stack([(state.ke - mean.ke) * problem.ke_weight + on * excess[:, None], *angles], 2)
     own = torch.cat([own, state.latent * on[..., None]], 2)
     light = (state.light - TRACK_LIGHT[0]) / TRACK_LIGHT[1] ** 2
     slope = torch.cat([torch.einsum("fij,fj->fi", problem.vertex_weight, off), light[:, None], own.flatten(1)], 1)
@@ -139,6 +156,8 @@ def prior_derivatives(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     common = torch.cat([torch.zeros(len(off), 3), torch.full((len(off), 1), TRACK_LIGHT[1] ** -2)], 1)
     curvature = torch.diag_embed(torch.cat([common, weight.flatten(1)], 1))
     curvature[:, :3, :3] = problem.vertex_weight
+    energies = slice(COMMON, None, HADRON)
+    curvature[:, energies, energies] += on[:, :, None] * on[:, None] * problem.total_weight[:, None, None]
     return slope, curvature
 
 

@@ -52,7 +52,7 @@ from sparsereco.vertex.parameters import (
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 
-_CALIBRATION = 2.22, 1.68, 1.30
+_CALIBRATION = 2.22, 1.80, 1.32
 """Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %.
 
 Each is the spread of the pull with factors of 1 on conf1, ideal: 2,000 events of `tools/simulate.py vertex --seed 32
