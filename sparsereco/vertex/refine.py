@@ -55,9 +55,9 @@ _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 _CALIBRATION = 2.22, 1.80, 1.32
 """Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %.
 
-Each is the spread of the pull (times the factor before) on conf1, ideal: 2,000 events of `tools/simulate.py vertex --seed 32
---bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true posterior has
-more optima than the starts find.
+Each is the spread of the pull, times the factor before, on conf1, ideal: 2,000 events of `tools/simulate.py vertex
+--seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true
+posterior has more optima than the starts find.
 """
 
 
