@@ -132,7 +132,7 @@ def test_report_of_the_shipped_weights(
     assert set(sources) == {"Geant4", "generator", "formulas", "look-up", "generator, middle", "dense, middle"}
     assert sources["dense, middle"]["trees"]["auc"]["value"] > 0.9  # it was never trained
     assert record["provenance"]["dense"]["steps"] == 0
-    assert len(record["figures"]) == 12
+    assert len(record["figures"]) == 16
     page = (tmp_path / "report" / "report.html").read_text()
     assert "ROC curves" in page
     assert "the middle 5 x 5 x 5" in page

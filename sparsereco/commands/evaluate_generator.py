@@ -122,6 +122,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             numbers[name] = {"sources": found, "gradient_errors": gradients}
             for part, trials in by_window(test).items():
                 pictures[f"summaries_{name}{part}"] = draw_summaries(f"{name}{part.replace('_', ', ')}", trials)
+            pictures[f"examples_{name}"] = draw_examples(code, test, stream.detector.pitch)
             pictures[f"roc_{name}"] = draw_roc(name, found)
             advance(1)
 
@@ -170,6 +171,8 @@ def sections(numbers: Mapping[str, Any], rows: tuple[tuple[str, ...], ...], figu
         for part, title in (("", "summaries of the images"), ("_middle", "summaries of the middle 5 x 5 x 5")):
             if f"summaries_{name}{part}" in figures:
                 shown.append(Section(f"{name}: {title}", figure=f"summaries_{name}{part}"))
+        text = "The same particles by each source, summed along z, with a straight track from their start."
+        shown.append(Section(f"{name}: examples", text, figure=f"examples_{name}"))
         apart = {source: values["distances"] for source, values in one["sources"].items()}
         table = tuple(
             (quantity, *(", ".join(f"{value:.3f}" for value in apart[source][quantity]) for source in apart))
@@ -195,6 +198,38 @@ def draw_roc(name: str, found: Mapping[str, Any]) -> Figure:
         axes.set(xlabel="Geant4's images taken for made ones", title=f"{name}, by {classifier}", aspect="equal")
         axes.legend(loc="lower right", fontsize="small")
     figure.axes[0].set_ylabel("made images recognised")
+    return figure
+
+
+def draw_examples(code: int, trials: Mapping[str, Trial], pitch: float, columns: int = 5) -> Figure:
+    """A few particles of a PDG code, of rising energy, as each source shows them; voxels of ``pitch`` [mm]."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    from sparsereco.kinematics import particle_name, track_range
+
+    figure = Figure(figsize=(2 * columns, 2 * len(trials) + 0.4), layout="constrained")
+    panels = figure.subplots(len(trials), columns, squeeze=False)
+    ke = next(iter(trials.values())).made.ke.numpy()
+    chosen = np.argsort(ke)[np.linspace(0, len(ke) - 1, columns + 2).astype(int)[1:-1]]
+    for row, (source, trial) in zip(panels, trials.items(), strict=True):
+        made = trial.made
+        for axes, i in zip(row, chosen, strict=True):
+            light = made.measured[i].sum(2).T.numpy()
+            mesh = axes.pcolormesh(np.ma.masked_equal(light, 0), norm=LogNorm(1, 3000), cmap="viridis")
+            start, end = (
+                made.start[i],
+                made.start[i] + float(track_range(ke[i], np.array(code))) / pitch * made.direction[i],
+            )
+            axes.plot([start[0], end[0]], [start[1], end[1]], color="#d55e00", lw=1)
+            axes.plot(start[0], start[1], "o", color="#d55e00", ms=3)
+            axes.set(aspect="equal", xlim=(0, len(light)), ylim=(0, len(light)), xticks=[], yticks=[])
+        row[0].set_ylabel(source, fontsize="small")
+    for axes, i in zip(panels[0], chosen, strict=True):
+        axes.set_title(f"{ke[i]:.0f} MeV", fontsize="small")
+    figure.colorbar(mesh, ax=panels, label="p.e.", shrink=0.6)
+    figure.suptitle(particle_name(code))
     return figure
 
 
