@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsereco import cli
+from sparsereco import checkpoint, cli
 from sparsereco.detector import Detector
 from sparsereco.sim.compose import TrackBank
 from sparsereco.vertex import fidelity
 from sparsereco.vertex.adversary import ImageStream, Singles, draw_singles
+from sparsereco.vertex.dense_generator import DenseGenerator, DenseGeneratorConfig
 from sparsereco.vertex.discrimination import auc, by_cnn, by_trees
 from sparsereco.vertex.generator import Generator, GeneratorConfig
 
@@ -121,13 +122,20 @@ def test_report_of_the_shipped_weights(
     bank.save(tmp_path / "bank.npz")
     command = ["generator", "--bank", str(tmp_path / "bank.npz"), "--library-bank", str(tmp_path / "bank.npz")]
     command += ["-n", "100", "--library", "100", "--epochs", "1", "-o", str(tmp_path / "report"), "-q"]
+    checkpoint.save(tmp_path / "dense.safetensors", DenseGenerator(DenseGeneratorConfig()), steps=0)
+    command += ["--dense", str(tmp_path / "dense.safetensors")]
     assert cli.main(tool.run, command) == 0
     assert "mu-: generator" in capsys.readouterr().out
     record = json.loads((tmp_path / "report" / "report.json").read_text())
     assert set(record["species"]) == {"p", "d", "t", "mu-"}
-    assert set(record["species"]["p"]["sources"]) == {"Geant4", "generator", "formulas", "look-up"}
-    assert len(record["figures"]) == 8
-    assert "ROC curves" in (tmp_path / "report" / "report.html").read_text()
+    sources = record["species"]["p"]["sources"]
+    assert set(sources) == {"Geant4", "generator", "formulas", "look-up", "generator, middle", "dense, middle"}
+    assert sources["dense, middle"]["trees"]["auc"]["value"] > 0.9  # it was never trained
+    assert record["provenance"]["dense"]["steps"] == 0
+    assert len(record["figures"]) == 16
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "ROC curves" in page
+    assert "the middle 5 x 5 x 5" in page
     assert cli.main(tool.run, command) == 2  # it is there already
 
 

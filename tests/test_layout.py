@@ -24,6 +24,7 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
     "adversary": "training",
     "fidelity": "training",
     "discrimination": "training",
+    "dense_generator": "training",
     "baselines": "baselines",
     "metrics": "plots",
     "plots": "plots",

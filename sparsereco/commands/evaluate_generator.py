@@ -23,10 +23,14 @@ Generated images of single particles against those of Geant4, per species: the a
 classifiers that try to tell them apart (0.5: they cannot), distances of distributions, and a check of gradients.
 
 Every comparison is also made for Geant4 against itself, which shows what is noise, for the formulas without training,
-and for a look-up of the nearest image of --library particles of the training bank. Needs no reconstruction.
+and for a look-up of the nearest image of --library particles of the training bank. With --dense also for the published
+design, a dense image from a transformer, in the middle 5 x 5 x 5 voxels, and there for the generator, too. Needs no
+reconstruction.
 
-example:
+examples:
   tools/evaluate.py generator --bank banks/test.npz --library-bank banks/vertex.npz -o report
+  tools/baselines/dense_generator.py --bank banks/vertex.npz -o runs/dense_generator.safetensors --minutes 30
+  tools/evaluate.py generator --dense runs/dense_generator.safetensors -o report
 
 exit codes: 0 done, 1 failed while running, 2 wrong usage, file or setting, 130 interrupted
 """
@@ -43,6 +47,7 @@ def parser() -> jsonargparse.ArgumentParser:
     add("--library-bank", default="banks/vertex.npz", metavar="FILE", help="tracks of the look-up")
     add("--library", type=int, default=50_000, metavar="N", help="images of each species in the look-up")
     add("--weights", type=str | None, metavar="FILE", help="checkpoint of the generator; the shipped one by default")
+    add("--dense", type=str | None, metavar="FILE", help="checkpoint of tools/baselines/dense_generator.py")
     add(
         "-n",
         "--number",
@@ -75,6 +80,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.sim.geant4 import Bank
     from sparsereco.vertex import fidelity
     from sparsereco.vertex.adversary import ImageStream, draw_singles
+    from sparsereco.vertex.dense_generator import MARGIN, DenseGenerator, DenseGeneratorConfig
     from sparsereco.vertex.discrimination import by_cnn, by_trees
     from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
 
@@ -83,6 +89,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
     weights = Path(args.weights or checkpoint.WEIGHTS / "generator.safetensors")
     model = checkpoint.load(weights, Generator, GeneratorConfig)
+    dense = checkpoint.load(args.dense, DenseGenerator, DenseGeneratorConfig) if args.dense else None
     stream = ImageStream()
     bank, library = (TrackBank(Bank.load(path)) for path in (args.bank, args.library_bank))
     learn, judge = fidelity.halves(bank)
@@ -100,6 +107,9 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
                 "formulas": fidelity.generated(Generator(model.settings), stream.detector),
                 "look-up": fidelity.Lookup(draw_singles(stream, library, torch.full((args.library,), index), random)),
             }
+            if dense:
+                sources["generator, middle"] = fidelity.generated(model, stream.detector, MARGIN)
+                sources["dense, middle"] = dense.images
             fit, test = (fidelity.draw_trials(sources, stream, half, species, random) for half in (learn, judge))
             found: dict[str, Any] = {}
             for source, trial in test.items():
@@ -110,16 +120,24 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             ke = 600.0 if index == len(GENERATED) - 1 else 40.25
             gradients = fidelity.gradient_errors(model, index, ke, random)
             numbers[name] = {"sources": found, "gradient_errors": gradients}
-            pictures[f"summaries_{name}"] = draw_summaries(name, test)
+            for part, trials in by_window(test).items():
+                pictures[f"summaries_{name}{part}"] = draw_summaries(f"{name}{part.replace('_', ', ')}", trials)
+            pictures[f"examples_{name}"] = draw_examples(code, test, stream.detector.pitch)
             pictures[f"roc_{name}"] = draw_roc(name, found)
             advance(1)
 
-    provenance = {**environment(["evaluate.py", *argv]), "weights_sha256": checkpoint.sha256(weights)}
+    provenance = {
+        **environment(["evaluate.py", *argv]),
+        "weights_sha256": checkpoint.sha256(weights),
+        "dense": checkpoint.metadata(args.dense) if args.dense else None,
+    }
     facts = (
         f"{weights.name} against Geant4, {args.number:,} images of each species and kind; areas by trees and by a CNN"
     )
     images = {name: report.render(figure, "png") for name, figure in pictures.items()}
-    page = report.to_html("Generated images against Geant4", facts, sections(numbers, tuple(rows)), images, provenance)
+    page = report.to_html(
+        "Generated images against Geant4", facts, sections(numbers, tuple(rows), images), images, provenance
+    )
     rendered = {f"{name}.png": image for name, image in images.items()}
     if args.pdf:
         rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in pictures.items()}
@@ -134,14 +152,27 @@ def _area(verdict: Verdict) -> str:
     return f"{verdict.auc.value:.3f} +- {verdict.auc.error:.3f}"
 
 
-def sections(numbers: Mapping[str, Any], rows: tuple[tuple[str, ...], ...]) -> list[Any]:
+def by_window(trials: Mapping[str, Trial]) -> dict[str, dict[str, Trial]]:
+    """The trials on whole images, "", and those on the middle of them, "_middle", where there are any."""
+    parts: dict[str, dict[str, Trial]] = {}
+    for source, trial in trials.items():
+        part = "_middle" if source.endswith(", middle") else ""
+        parts.setdefault(part, {})[source] = trial
+    return parts
+
+
+def sections(numbers: Mapping[str, Any], rows: tuple[tuple[str, ...], ...], figures: Mapping[str, object]) -> list[Any]:
     """What the page shows, in this order."""
     from sparsereco.report import Section
 
     shown = [Section("Told apart from Geant4", header=("what", "area by trees, by CNN", "images"), rows=rows)]
     for name, one in numbers.items():
         shown.append(Section(f"{name}: ROC curves", figure=f"roc_{name}"))
-        shown.append(Section(f"{name}: summaries of the images", figure=f"summaries_{name}"))
+        for part, title in (("", "summaries of the images"), ("_middle", "summaries of the middle 5 x 5 x 5")):
+            if f"summaries_{name}{part}" in figures:
+                shown.append(Section(f"{name}: {title}", figure=f"summaries_{name}{part}"))
+        text = "The same particles by each source, summed along z, with a straight track from their start."
+        shown.append(Section(f"{name}: examples", text, figure=f"examples_{name}"))
         apart = {source: values["distances"] for source, values in one["sources"].items()}
         table = tuple(
             (quantity, *(", ".join(f"{value:.3f}" for value in apart[source][quantity]) for source in apart))
@@ -170,6 +201,38 @@ def draw_roc(name: str, found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def draw_examples(code: int, trials: Mapping[str, Trial], pitch: float, columns: int = 5) -> Figure:
+    """A few particles of a PDG code, of rising energy, as each source shows them; voxels of ``pitch`` [mm]."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    from sparsereco.kinematics import particle_name, track_range
+
+    figure = Figure(figsize=(2 * columns, 2 * len(trials) + 0.4), layout="constrained")
+    panels = figure.subplots(len(trials), columns, squeeze=False)
+    ke = next(iter(trials.values())).made.ke.numpy()
+    chosen = np.argsort(ke)[np.linspace(0, len(ke) - 1, columns + 2).astype(int)[1:-1]]
+    for row, (source, trial) in zip(panels, trials.items(), strict=True):
+        made = trial.made
+        for axes, i in zip(row, chosen, strict=True):
+            light = made.measured[i].sum(2).T.numpy()
+            mesh = axes.pcolormesh(np.ma.masked_equal(light, 0), norm=LogNorm(1, 3000), cmap="viridis")
+            start, end = (
+                made.start[i],
+                made.start[i] + float(track_range(ke[i], np.array(code))) / pitch * made.direction[i],
+            )
+            axes.plot([start[0], end[0]], [start[1], end[1]], color="#d55e00", lw=1)
+            axes.plot(start[0], start[1], "o", color="#d55e00", ms=3)
+            axes.set(aspect="equal", xlim=(0, len(light)), ylim=(0, len(light)), xticks=[], yticks=[])
+        row[0].set_ylabel(source, fontsize="small")
+    for axes, i in zip(panels[0], chosen, strict=True):
+        axes.set_title(f"{ke[i]:.0f} MeV", fontsize="small")
+    figure.colorbar(mesh, ax=panels, label="p.e.", shrink=0.6)
+    figure.suptitle(particle_name(code))
+    return figure
+
+
 def draw_summaries(name: str, trials: Mapping[str, Trial]) -> Figure:
     """Distributions of some summaries, of Geant4 and of the sources."""
     import numpy as np
@@ -178,7 +241,10 @@ def draw_summaries(name: str, trials: Mapping[str, Trial]) -> Figure:
     from sparsereco.vertex.fidelity import summaries
 
     figure = Figure(figsize=(10, 6), layout="constrained")
-    shown = {"Geant4, others": trials["Geant4"].real, **{source: trial.made for source, trial in trials.items()}}
+    shown = {
+        "Geant4, others": next(iter(trials.values())).real,
+        **{source: trial.made for source, trial in trials.items()},
+    }
     columns = {source: summaries(images) for source, images in shown.items()}
     for axes, quantity in zip(figure.subplots(2, 2).flat, SHOWN, strict=True):
         reference = columns["Geant4, others"][quantity]

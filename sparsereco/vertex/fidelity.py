@@ -35,7 +35,7 @@ _STEPS = 100  # of a straight track
 _OFF_AXIS = 0.87  # as far as the centre of a voxel can be from a line through the voxel [voxels]
 
 Source = Callable[[Singles, torch.Generator], Tensor]
-"""Measured images (P, S, S, S) of the particles given, whole photo-electrons; S is `SIDE`."""
+"""Measured images (P, S, S, S) of the particles given, whole photo-electrons; S is `SIDE`, or less in its middle."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,16 @@ class Images:
 
     @classmethod
     def of(cls, measured: Tensor, about: Singles, detector: Detector) -> Images:
-        """Measured images (P, S, S, S) of particles of one species."""
-        return cls(measured, about.ke, about.start, about.direction, straight(about, detector))
+        """Measured images (P, S, S, S) of particles of one species; those smaller than a crop show its middle."""
+        margin = (SIDE - measured.shape[1]) // 2
+        light = middle(straight(about, detector), margin)
+        return cls(measured, about.ke, about.start - margin, about.direction, light)
+
+
+def middle(image: Tensor, margin: int) -> Tensor:
+    """Images (P, S, S, S) without ``margin`` voxels on each side."""
+    inner = slice(margin, image.shape[1] - margin)
+    return image[:, inner, inner, inner]
 
 
 def straight(about: Singles, detector: Detector) -> Tensor:
@@ -103,20 +111,21 @@ def draw_trials(
     real, like = (draw_singles(stream, bank, species, generator) for _ in range(2))
     truth = torch.poisson(real.image, generator=generator)
     all_sources = {"Geant4": lambda about, random: torch.poisson(about.image, generator=random), **sources}
-    reference = Images.of(truth, real, stream.detector)
-    return {
-        name: Trial(reference, Images.of(source(like, generator), like, stream.detector))
-        for name, source in all_sources.items()
-    }
+    trials: dict[str, Trial] = {}
+    for name, source in all_sources.items():
+        made = source(like, generator)
+        same = middle(truth, (SIDE - made.shape[1]) // 2)
+        trials[name] = Trial(Images.of(same, real, stream.detector), Images.of(made, like, stream.detector))
+    return trials
 
 
-def generated(model: Generator, detector: Detector) -> Source:
-    """Images by the generator."""
+def generated(model: Generator, detector: Detector, margin: int = 0) -> Source:
+    """Images by the generator, without ``margin`` voxels on each side."""
 
     def source(like: Singles, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             light = generate(model, like, detector, generator)
-        return torch.poisson(light, generator=generator)
+        return torch.poisson(middle(light, margin), generator=generator)
 
     return source
 
