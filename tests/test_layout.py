@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGES = {  # per system
-    "vertex": {"finder", "tracks", "decomposer", "generator", "expected", "parameters", "refine"},
+    "vertex": {"finder", "tracks", "decomposer", "generator", "expected", "parameters", "fits", "refine", "limit"},
     "camera": {"pedestal", "select", "unet", "cluster", "calibrate"},
     "infill": set(),
 }
@@ -25,6 +25,7 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
     "fidelity": "training",
     "discrimination": "training",
     "dense_generator": "training",
+    "oracle": "chain",
     "baselines": "baselines",
     "metrics": "plots",
     "plots": "plots",
@@ -88,7 +89,14 @@ def test_imports_point_one_way(path: Path) -> None:
             f"sim imports {name}"
         )
         if here == there == "stage" and inner[1] != path.stem:
-            fit = {"generator", "expected", "parameters", "refine"}  # the refinement, and what it fits with
+            fit = {
+                "generator",
+                "expected",
+                "parameters",
+                "fits",
+                "refine",
+                "limit",
+            }  # the refinement, and what it fits with
             assert {path.stem, inner[1]} <= fit or (path.stem, inner[1]) == ("select", "unet"), (
                 "stages do not import each other"
             )

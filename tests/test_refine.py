@@ -17,12 +17,12 @@ from sparsereco.vertex.expected import SIDE, ExpectedLight, leaked, measured_lig
 from sparsereco.vertex.generator import Generator, GeneratorConfig
 from sparsereco.vertex.hadrons import MAX_HADRONS, Decomposition
 from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, TRACK_LIGHT, variance, voxel_loss
-from sparsereco.vertex.parameters import State, draws, prior_derivatives, prior_loss, rows_at, to_problem
+from sparsereco.vertex.parameters import Problem, State, draws, prior_derivatives, prior_loss, rows_at, to_problem
 from sparsereco.vertex.refine import Refiner
 
 VOXELS = SIDE**3
 PITCH = 10.0
-BY_HADRON = "crop", "step", "species", "score", "ke", "ke_err", "direction", "dir_err"
+BY_HADRON = "crop", "step", "species", "species_prob", "score", "ke", "ke_err", "direction", "dir_err"
 
 
 def refiner(starts: int = 4, steps: int = 8, response: Response | None = None) -> Refiner:
@@ -87,6 +87,7 @@ class Truth:
             crop=self.crop,
             step=self.step,
             species=torch.zeros(h, dtype=torch.int64),
+            species_prob=torch.tensor([1.0, 0.0, 0.0]).expand(h, 3),
             score=torch.ones(h),
             ke=self.ke + 3 * shift[:, 3],
             ke_err=torch.full((h,), 3.0),
@@ -221,12 +222,12 @@ def test_the_changes_are_those_of_the_expected_light(fit: Refiner) -> None:
     problem = to_problem(truth.crops, truth.signal, truth.found(), 2, fit.expected)
 
     def light(state: State) -> Tensor:
-        _, (hadrons, _, track, _) = fit._loss(problem, state)
+        _, (hadrons, _, track, _) = fit.fitter.loss(problem, state)
         return hadrons + track
 
     with torch.no_grad():
-        _, (hadrons, _, track, path) = fit._loss(problem, problem.mean)
-        change = fit._changes(problem, problem.mean, hadrons + track, path)
+        _, (hadrons, _, track, path) = fit.fitter.loss(problem, problem.mean)
+        change = fit.fitter._changes(problem, problem.mean, hadrons + track, path)
         for parameter, size in ((0, 0.01), (3, 1.0), (4, 0.1), (5, 0.005), (8, 0.1), (9, 0.1)):
             step = torch.zeros(8, change.shape[1])
             step[:, parameter] = size
@@ -234,7 +235,7 @@ def test_the_changes_are_those_of_the_expected_light(fit: Refiner) -> None:
             both = torch.stack([numeric.flatten(), change[:, parameter].flatten()])
             assert torch.corrcoef(both)[0, 1] > 0.9, parameter
             assert both[1].norm() == pytest.approx(float(both[0].norm()), rel=0.2), parameter
-        slope, curvature = fit._derivatives(problem, problem.mean)[1:]
+        slope, curvature = fit.fitter.derivatives(problem, problem.mean)[1:]
     assert slope.isfinite().all()
     assert (torch.linalg.eigvalsh(curvature) > 0).all()
 
@@ -242,7 +243,7 @@ def test_the_changes_are_those_of_the_expected_light(fit: Refiner) -> None:
 def test_the_prior_is_quadratic_in_its_parameters(fit: Refiner) -> None:
     truth = Truth(5, seed=11)
     problem = to_problem(truth.crops, truth.signal, truth.found(), 3, fit.expected)
-    state = draws(rows_at(problem, torch.arange(5).repeat_interleave(2)), 2)
+    species, state = draws(rows_at(problem, torch.arange(5).repeat_interleave(2)), 2)
     repeated = rows_at(problem, torch.arange(5).repeat_interleave(2))
     torch.testing.assert_close(state.vertex[::2], problem.mean.vertex)  # the first start is the decomposition itself
     assert (prior_loss(repeated, state)[::2] < prior_loss(repeated, state)[1::2]).all()
@@ -296,3 +297,36 @@ def test_hits_outside_the_crop_do_not_count() -> None:
 def test_a_budget_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"refine\.{name} must be at least 1, got 0"):
         VertexConfig(refine=RefineSettings(**{name: 0}))
+
+
+def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:
+    truth = Truth(40, seed=12)
+    found = truth.found()
+    likely = torch.tensor([0.6, 0.4, 0.0]).expand(len(found.crop), 3)
+    problem = to_problem(truth.crops, truth.signal, replace(found, species_prob=likely), 3, refiner().expected)
+    repeated = rows_at(problem, torch.arange(40).repeat_interleave(32))
+    species, _ = draws(repeated, 32)
+    assert (species.view(40, 32, 3)[:, 0] == problem.species).all(), "the first start is what was named"
+    drawn = species[repeated.on]
+    assert (drawn < 2).all()
+    assert (drawn == 1).float().mean() == pytest.approx(0.4, abs=0.06)
+    assert (species[~repeated.on] == 0).all()
+
+
+def test_fits_stop_when_steps_are_idle(fit: Refiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = Truth(6, seed=13)
+    problem = to_problem(truth.crops, truth.signal, truth.found(off=0.0), 3, fit.expected)
+    sizes: list[int] = []
+    derivatives = fit.fitter.derivatives
+
+    def counted(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        sizes.append(len(problem.signal))
+        return derivatives(problem, state)
+
+    monkeypatch.setattr(fit.fitter, "derivatives", counted)
+    with torch.no_grad():
+        ends = fit.fitter.descend(problem, problem.mean, 100)
+    assert len(sizes) < 30, "from the truth there is little to do"
+    assert sizes[-1] == 6, "the curvature is that of all"
+    assert min(sizes) < 6, "fits end one by one"
+    assert (ends.loss <= fit.fitter.loss(problem, problem.mean)[0]).all()

@@ -178,22 +178,24 @@ def evaluate_parser(text: str) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def print_table(title: str, rows: tuple[tuple[str, ...], ...], note: str) -> None:
+def print_table(
+    title: str, rows: tuple[tuple[str, ...], ...], note: str, header: tuple[str, ...] = ("quantity", "value", "entries")
+) -> None:
     """The summary of a report on stdout, whole also where the terminal is narrow.
 
     Args:
         title: of the table.
-        rows: quantity, value, entries.
+        rows: one value per column.
         note: printed below.
+        header: names of the columns.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=escape(title), title_justify="left", title_style="")
-    table.add_column("quantity")
-    table.add_column("value", justify="right")
-    table.add_column("entries", justify="right")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console(width=None if sys.stdout.isatty() else 120)

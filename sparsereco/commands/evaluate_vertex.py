@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jsonargparse
+from jsonargparse.typing import NonNegativeInt
 
 from sparsereco import cli
 from sparsereco.commands import common
 from sparsereco.schema import RECO, TRUTH
+
+if TYPE_CHECKING:
+    import awkward as ak
+
+    from sparsereco.io import Source
+    from sparsereco.vertex.oracle import LimitRow
 
 TEXT = """\
 Vertices and hadrons against the truth.
@@ -17,8 +25,11 @@ Reads a tree `reco` as tools/reco.py writes it, a tree `truth` with the same eve
 file of the truth has them, the hits for baselines that need no network. Prints a table; writes report.json (all
 numbers), report.html (one self-contained page) and figures/ into the output directory; -f replaces them as a whole.
 
-example:
+With --oracle N it also shows, for the first N events, what their light can tell at most: about two seconds an event.
+
+examples:
   tools/evaluate.py vertex reco.root sample.root -o report
+  tools/evaluate.py vertex reco.root sample.root -o report --oracle 200
 
 exit codes: 0 done, 1 failed while running, 2 wrong usage, file or branch, 130 interrupted
 """
@@ -29,6 +40,7 @@ def parser() -> jsonargparse.ArgumentParser:
     parser = common.evaluate_parser(TEXT)
     parser.add_argument("reco", metavar="RECO[:TREE]", help="reconstruction; tree `reco` unless named")
     parser.add_argument("truth", metavar="TRUTH[:TREE]", help="truth; tree `truth` unless named, hits from tree `hits`")
+    parser.add_argument("--oracle", type=NonNegativeInt, default=0, metavar="N", help="events to find the limit of")
     return parser
 
 
@@ -59,6 +71,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     else:
         simple = Baselines({}, {}, f"No baselines: {args.truth} has no tree 'hits'.")
     summary = summarise(comparison, simple.energy, simple.vertex)
+    if args.oracle:
+        summary["limit"] = _limit(args, truth_sources, truth, reco, made)
     figures = plots.figures(comparison, summary, simple.energy, simple.vertex) if len(truth) else {}
 
     inputs = [
@@ -69,6 +83,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     images = {name: report.render(figure, "png") for name, figure in figures.items()}
     facts = f"{args.reco} against {args.truth}, {len(truth):,} events; errors are statistical, one standard deviation"
     sections = report.vertex_sections(summary, images, simple.note)
+    if args.oracle:
+        sections.append(report.limit_section(summary["limit"]))
     page = report.to_html("Vertex reconstruction against truth", facts, sections, images, provenance)
     rendered = {f"{name}.png": image for name, image in images.items()}
     if args.pdf:
@@ -84,7 +100,31 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
 
     common.print_table(facts, report.headline_rows(summary), simple.note)
+    if args.oracle:
+        limit = report.limit_section(summary["limit"])
+        common.print_table(limit.text, limit.rows, "", limit.header)
     log.info("%s: report.html, report.json, %d figures", directory, len(figures))
+
+
+def _limit(
+    args: jsonargparse.Namespace, sources: list[Source], truth: ak.Array, reco: ak.Array, made: dict
+) -> list[LimitRow]:
+    """What the light of the first events can tell, with the response that they were reconstructed with."""
+    from sparsereco.events import check_same_events, detector_of
+    from sparsereco.io import HITS, read
+    from sparsereco.metrics import compare
+    from sparsereco.vertex.chain import VertexChain
+    from sparsereco.vertex.config import RefineSettings, VertexConfig
+    from sparsereco.vertex.oracle import limit_rows, oracle
+
+    hits = read(f"{sources[0].file}:{HITS.tree}", HITS)[: args.oracle]
+    truth, reco = truth[: len(hits)], reco[: len(hits)]
+    check_same_events(hits, truth, f"tree 'hits' of {sources[0].file}", args.truth)
+    detector, light_scale = detector_of(made), made.get("config", {}).get("light_scale")
+    chain = VertexChain(VertexConfig(detector=detector, light_scale=light_scale, refine=RefineSettings(enabled=True)))
+    with cli.progress("limit", len(hits), "events", args.quiet) as advance:
+        found = oracle(chain, hits, truth, advance)
+    return limit_rows(found, compare(truth[found.event], reco[found.event]), detector.pitch)
 
 
 COMMAND = common.Command("vertices and hadrons", TEXT, parser, run)

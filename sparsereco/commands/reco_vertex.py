@@ -160,7 +160,9 @@ def reconstruct(
     seconds = time.perf_counter() - clock
     return (
         f"{args.output}: {events:,} events, {vertices:,} vertices in {seconds:.1f} s on {device} "
-        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped" + (f"\n{told(light)}" if light else "")
+        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped"
+        + (f"\n{told(light)}" if light else "")
+        + (f"\n{chain.dropped_starts:,} starts of fits were dropped, not finite" if chain.dropped_starts else "")
     )
 
 

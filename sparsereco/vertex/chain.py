@@ -58,6 +58,15 @@ class Around:
     tracks: Tracks
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the decomposer and the refinement work from."""
+
+    near: Around
+    crops: Crops
+    light: Tensor  # (V, voxels) of all voxels of the crops [p.e.]
+
+
 class VertexChain:
     """The vertex system with its weights loaded.
 
@@ -82,12 +91,16 @@ class VertexChain:
         self.decomposer = checkpoint.load(self._paths["decomposer"], Decomposer, DecomposerConfig).to(device)
         self.refiner: Refiner | None = None
         """Fits what the decomposer found to the light, if that is wanted."""
+        self.dropped_starts = 0
+        """Fits so far that were left out because their loss or its derivatives were not finite."""
         if self.config.refine.enabled:
             path = Path(self.config.generator_weights or checkpoint.WEIGHTS / "generator.safetensors")
             generator = checkpoint.load(path, Generator, GeneratorConfig)
             self._paths["generator"] = path
             detector = self.config.detector
-            self.refiner = Refiner(generator, detector.response, detector.pitch, self.config.refine, device)
+            light_nuclei = self.config.decomposer.light_nuclei
+            settings = self.config.refine
+            self.refiner = Refiner(generator, detector.response, detector.pitch, settings, light_nuclei, device)
 
     def __call__(self, events: ak.Array) -> ak.Array:
         """Reconstructs events; each is treated on its own, whatever else is in the array.
@@ -158,22 +171,30 @@ class VertexChain:
             tracks = find_tracks(around, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
         return Around(hits, vertices, centre, around, tracks)
 
-    def _batch(self, events: ak.Array) -> ak.Array:
+    def prepare(self, events: ak.Array) -> Prepared:
+        """Vertices, and the crops around them, of events that go through in one pass."""
         near = self._around(events)
-        settings = self.config.decomposer
         with torch.inference_mode(), self._on_device():
             context = embed(self.finder, near.around)
             crops = cut_crops(near.around, context, near.centre, near.tracks, MAX_VOXELS)
+            place = near.around.coords.long() - near.centre[near.around.event]
+            light = measured_light(place, near.around.signal, near.around.event, len(crops))
+        return Prepared(near, crops, light)
+
+    def _batch(self, events: ak.Array) -> ak.Array:
+        prepared = self.prepare(events)
+        near, crops = prepared.near, prepared.crops
+        settings = self.config.decomposer
+        with torch.inference_mode(), self._on_device():
             found = self.decomposer(crops, settings.light_nuclei, settings.max_hadrons)
             pitch, min_pe = self.config.detector.pitch, self.config.tracks.min_pe
             energy = stopping_energy(near.hits, near.vertices.event, near.centre, near.tracks, pitch, min_pe)
         fitted = None
         if self.refiner is not None:
-            place = near.around.coords.long() - near.centre[near.around.event]
             with self._on_device():
-                light = measured_light(place, near.around.signal, near.around.event, len(crops))
-                fitted = self.refiner(crops, light, found)
+                fitted = self.refiner(crops, prepared.light, found)
             found = fitted.found
+            self.dropped_starts += fitted.dropped
         return self._records(events, near.vertices, crops, found, energy, fitted)
 
     def _voxels(self, events: ak.Array) -> Voxels:

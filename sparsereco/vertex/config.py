@@ -71,8 +71,8 @@ class RefineSettings:
     """Whether they are. It fills `vtx_deviance` and `vtx_ndf`, and takes several times as long as all the rest."""
     starts: int = 8
     """Fits per vertex, from draws of the decomposer's densities; time is proportional to it."""
-    steps: int = 10
-    """Steps of each fit; time is proportional to it."""
+    steps: int = 20
+    """Steps of a fit at most; most of them end sooner."""
 
     def __post_init__(self) -> None:
         for name in ("starts", "steps"):

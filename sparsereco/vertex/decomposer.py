@@ -270,12 +270,13 @@ class Decomposer(nn.Module):
             direction, kappa, ke = (
                 value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke)
             )
-            ke, species = ke.clamp(min=0), steps.species[:, -1].argmax(-1)
+            ke, likely = ke.clamp(min=0), steps.species[:, -1].softmax(-1)
+            species = likely.argmax(-1)
             scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
             share = encoded.ragged.pack(steps.share[:, -1])[encoded.is_voxel].sigmoid()
-            found.append((species, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
+            found.append((species, likely, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
             named = name_hadrons(direction, ke * ENERGY, species)[:, None]
-        species, more, ke, scale, direction, kappa, share = (
+        species, likely, more, ke, scale, direction, kappa, share = (
             torch.stack(parts, 1) for parts in zip(*found, strict=True)
         )
         number = number_probability(more, encoded.number)
@@ -298,6 +299,7 @@ class Decomposer(nn.Module):
             crop=crop,
             step=step,
             species=species[going],
+            species_prob=likely[going],
             score=score[going],
             ke=ke[going] * ENERGY,
             ke_err=self.ke_calibration[prior] * scale[going] * ENERGY,

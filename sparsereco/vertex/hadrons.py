@@ -44,6 +44,7 @@ class Decomposition:
     crop: Tensor  # (H,) int64
     step: Tensor  # (H,) int64, place in the order of its crop
     species: Tensor  # (H,) int64, index in SPECIES
+    species_prob: Tensor  # (H, len(SPECIES)) probability of each, given the hadrons named before
     score: Tensor  # (H,) probability that this hadron exists
     ke: Tensor  # (H,) [MeV]
     ke_err: Tensor  # (H,) [MeV]

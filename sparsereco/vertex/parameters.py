@@ -65,6 +65,7 @@ class Problem:
     other: Tensor  # (F, voxels) light of further leaving tracks [p.e.]
     on: Tensor  # (F, P) bool
     species: Tensor  # (F, P) int64, index in SPECIES
+    species_prob: Tensor  # (F, P, len(SPECIES)) of each, where there is a hadron
     mean: State
     vertex_weight: Tensor  # (F, 3, 3) inverse covariance
     ke_weight: Tensor  # (F, P) inverse variance
@@ -110,6 +111,7 @@ def to_problem(crops: Crops, signal: Tensor, found: Decomposition, most: int, ex
         other,
         on,
         species,
+        padded(found.species_prob, 1.0),
         mean,
         weight,
         ke_weight,
@@ -161,23 +163,27 @@ def prior_derivatives(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     return slope, curvature
 
 
-def draws(problem: Problem, starts: int) -> State:
-    """A start for each of F fits: of each crop the mean of its prior first, then draws from it.
+def draws(problem: Problem, starts: int) -> tuple[Tensor, State]:
+    """Species (F, P) and a start for each of F fits: of each crop what was named first, then draws from its prior.
 
     The standardised draws are the same for all crops, so that no event depends on what else is in its batch.
     """
     mean, n = problem.mean, len(problem.signal)
-    sobol = torch.quasirandom.SobolEngine(3 + 3 * MAX_HADRONS, scramble=True, seed=5)
-    normal = torch.special.ndtri(sobol.draw(starts).clamp(1e-4, 1 - 1e-4)).to(mean.vertex.device)
+    sobol = torch.quasirandom.SobolEngine(3 + 4 * MAX_HADRONS, scramble=True, seed=5)
+    uniform = sobol.draw(starts).clamp(1e-4, 1 - 1e-4).to(mean.vertex.device)
+    normal = torch.special.ndtri(uniform[:, : 3 + 3 * MAX_HADRONS])
     normal[0] = 0
-    normal = normal.repeat(n // starts, 1)
+    normal, kind = normal.repeat(n // starts, 1), uniform[:, 3 + 3 * MAX_HADRONS :].repeat(n // starts, 1)
     own = normal[:, 3:].view(n, MAX_HADRONS, 3)[:, : mean.ke.shape[1]]
     factor = torch.linalg.cholesky(torch.linalg.inv(problem.vertex_weight))
     vertex = torch.einsum("fij,fj->fi", factor, normal[:, :3])
     width = torch.where(problem.on, torch.stack([problem.ke_weight, problem.dir_weight]), torch.inf).rsqrt()
     moves = torch.stack([width[0] * own[..., 0], width[1] * own[..., 1], width[1] * own[..., 2]], 2)
     moves = torch.nn.functional.pad(moves, (0, 3)).flatten(1)
-    return mean.moved(torch.cat([vertex, torch.zeros(n, 1), moves], 1))
+    below = problem.species_prob.cumsum(2)[..., :-1]
+    species = (kind[:, : below.shape[1], None] > below).sum(2)
+    species = torch.where(problem.on & (torch.arange(n) % starts > 0)[:, None], species, problem.species)
+    return species, mean.moved(torch.cat([vertex, torch.zeros(n, 1), moves], 1))
 
 
 def per_parameter(state: State, common: tuple[float, float], hadron: tuple[float, ...]) -> Tensor:
@@ -204,6 +210,20 @@ def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:
 def rows_at(value: T, rows: Tensor) -> T:
     """Some rows of every tensor."""
     return mapped(lambda column: column[rows], value)
+
+
+def put_rows(value: T, rows: Tensor, new: T) -> T:
+    """Some rows of every tensor replaced."""
+    columns = {
+        field.name: getattr(value, field.name).index_copy(0, rows, getattr(new, field.name))
+        for field in fields(value)  # type: ignore[arg-type]
+    }
+    return type(value)(**columns)
+
+
+def offsets_of(counts: Tensor) -> Tensor:
+    """(N + 1,) where each of N groups starts, from their sizes."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def plain(value: T) -> T:

@@ -2,7 +2,8 @@
 
 The expected light of a crop is that of its hadrons (the generator's, without noise) and of its leaving track. It is
 compared with the measured one by a likelihood that knows how each fluctuates (`likelihood`). The likelihood alone has
-many equally good optima, so the decomposer's densities are the prior, and the fit starts from several draws from them.
+many equally good optima, so the decomposer's densities are the prior, and the fit starts from several draws from them,
+each with a species of its own for every hadron.
 What is returned is the mean over all ends, each weighted by the square root of its evidence.
 
 Parameters and prior are in `parameters`, the expected light in `expected`. Lengths are in voxels.
@@ -26,13 +27,13 @@ from sparsereco.vertex.expected import (
     SOFT,
     STEPS,
     TRACK_STEPS,
-    WIDE,
     ExpectedLight,
     track_deposits,
 )
-from sparsereco.vertex.generator import Generator, across
+from sparsereco.vertex.fits import Fitter
+from sparsereco.vertex.generator import Generator
 from sparsereco.vertex.hadrons import Decomposition
-from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, variance, voxel_loss, with_delta_rays
+from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, with_delta_rays
 from sparsereco.vertex.parameters import (
     COMMON,
     HADRON,
@@ -42,21 +43,21 @@ from sparsereco.vertex.parameters import (
     draws,
     flat,
     mapped,
-    per_parameter,
+    offsets_of,
     plain,
     prior_derivatives,
-    prior_loss,
     rows_at,
     to_problem,
 )
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 
-_CALIBRATION = 2.22, 1.80, 1.32
-"""Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %.
+_CALIBRATION = {False: (2.24, 1.82, 1.31), True: (2.26, 1.96, 1.27)}
+"""Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %: where all hadrons are
+protons, and where there may be light nuclei.
 
-Each is the spread of the pull, times the factor before, on conf1, ideal: 2,000 events of `tools/simulate.py vertex
---seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true
+Each is the spread of the pull, times the factor before, on conf1 and on conf2, ideal: 2,000 events of `tools/simulate.py
+vertex --seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true
 posterior has more optima than the starts find.
 """
 
@@ -73,15 +74,6 @@ class Refined:
     start_loss: Tensor  # (V,) of the decomposition
 
 
-@dataclass(frozen=True)
-class Fits:
-    """Where F fits ended."""
-
-    state: State
-    loss: Tensor  # (F,)
-    curvature: Tensor  # (F, D, D) second derivatives of the loss
-
-
 class Refiner:
     """Fits of the expected light of particles to crops.
 
@@ -91,13 +83,23 @@ class Refiner:
             scaled to what leaving tracks show, as `VertexChain.measure_light` does.
         pitch: edge of a voxel [mm].
         settings: the budget.
+        light_nuclei: whether hadrons may be deuterons and tritons; the errors depend on it.
+        device: of the fits.
     """
 
     def __init__(
-        self, generator: Generator, response: Response, pitch: float, settings: RefineSettings, device: str = "cpu"
+        self,
+        generator: Generator,
+        response: Response,
+        pitch: float,
+        settings: RefineSettings,
+        light_nuclei: bool = False,
+        device: str = "cpu",
     ) -> None:
         self.settings, self.response = settings, response
+        self.calibration = _CALIBRATION[light_nuclei]
         self.expected = ExpectedLight(generator, response, pitch, device)
+        self.fitter = Fitter(self.expected, response.threshold)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -134,8 +136,10 @@ class Refiner:
         """
         n = len(problem.signal)
         repeated = rows_at(problem, torch.arange(n).repeat_interleave(starts))
-        first, _ = self._loss(problem, problem.mean)
-        fits = self._descend(repeated, draws(repeated, starts))
+        first, _ = self.fitter.loss(problem, problem.mean)
+        species, start = draws(repeated, starts)
+        repeated = replace(repeated, species=species)
+        fits = self.fitter.descend(repeated, start, self.settings.steps)
         factor, info = torch.linalg.cholesky_ex(fits.curvature)
         sound = fits.loss.isfinite() & (info == 0) & factor.isfinite().all(2).all(1)
         logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -162,109 +166,18 @@ class Refiner:
         free = (weight * fixed).sum(1)
 
         # A mean of several optima may lie between them; it must not be worse than the start.
-        loss, _ = self._loss(problem, mean)
-        best = torch.where(sound, fits.loss, torch.inf).view(n, starts).argmin(1)
+        loss, _ = self.fitter.loss(problem, mean)
+        as_named = sound & (species == problem.species.repeat_interleave(starts, 0)).all(1)
+        best = torch.where(as_named, fits.loss, torch.inf).view(n, starts).argmin(1)
         rows = torch.arange(n)
         single = mapped(lambda value: value[rows, best], ends)
         keep = loss <= first
         state = choose(keep, mean, single)
         loss = torch.where(keep, loss, fits.loss.view(n, starts)[rows, best])
-        none = ~sound.view(n, starts).any(1) | ~(loss <= first)
+        none = ~as_named.view(n, starts).any(1) | ~(loss <= first)
         state, loss = choose(none, problem.mean, state), torch.where(none, first, loss)
         error = torch.where(none[:, None], torch.nan, error)
         return state, loss, first, error, free, (~sound).view(n, starts).sum(1)
-
-    def _descend(self, problem: Problem, state: State) -> Fits:
-        """Levenberg-Marquardt steps; one that does not lower its loss is not taken."""
-        n = len(problem.signal)
-        damping = torch.full((n,), 0.1)
-        scale = per_parameter(state, (0.1, 5.0), (4.0, 0.4, 0.4, 1.0, 1.0, 1.0)).pow(-2)
-        limit = per_parameter(state, (0.15, 20.0), (8.0, 0.5, 0.5, 1.5, 1.5, 1.5))
-        loss, slope, curvature = self._derivatives(problem, state)
-        for step in range(self.settings.steps):
-            if step:
-                _, slope, curvature = self._derivatives(problem, state)
-            damped = curvature + torch.diag_embed(
-                damping[:, None] * (curvature.diagonal(dim1=1, dim2=2) + scale) + 1e-6
-            )
-            factor, info = torch.linalg.cholesky_ex(damped)
-            by = -torch.cholesky_solve(slope[..., None], factor)[..., 0]
-            by = torch.maximum(torch.minimum(by, limit), -limit)
-            there = state.moved(by.nan_to_num(0.0))
-            after, _ = self._loss(problem, there)
-            better = (after < loss) & (info == 0)
-            state, loss = choose(better, there, state), torch.where(better, after, loss)
-            damping = torch.where(better, damping * 0.3, damping * 4).clamp(1e-4, 1e3)
-        return Fits(state, loss, self._derivatives(problem, state)[2])
-
-    def _loss(self, problem: Problem, state: State) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(F,) negative log posterior; hadrons' light, core variance, tracks' light and path of each voxel."""
-        position, charge = self.expected.deposits(*flat(problem, state))
-        offsets = _offsets(problem.on.sum(1)) * STEPS
-        hadrons, wide = (self.expected.image(position, charge, offsets, softness) for softness in (SOFT, WIDE))
-        path = self.expected.paths(state.vertex, problem.far) * problem.there[:, None]
-        track = path * state.light[:, None] + problem.other
-        core = variance(hadrons, wide, track, self.response.threshold)
-        loss = voxel_loss(problem.signal, hadrons, core, track, path).sum(1) + prior_loss(problem, state)
-        return loss, (hadrons, core, track, path)
-
-    def _derivatives(self, problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss (F,), its slope (F, D) and a positive curvature (F, D, D), by differences of the expected light."""
-        loss, (hadrons, core, track, path) = self._loss(problem, state)
-        light = hadrons.detach().requires_grad_()
-        with torch.enable_grad():
-            # The variance's own change counts as well: a brighter voxel is a wider one.
-            each = voxel_loss(problem.signal, light, core - hadrons + light, track, path)
-            (pull,) = torch.autograd.grad(each.sum(), light)
-        rest = problem.signal - hadrons - track
-        weight = 1 / core
-        # Where a delta ray explains the light, a voxel pulls less than its distance says.
-        explained = torch.where(rest > 0, (-pull / rest.clamp(min=1e-3)).clamp(min=0), weight)
-        weight = explained.minimum(weight).maximum(0.05 * weight)
-
-        change = self._changes(problem, state, hadrons + track, path)
-        slope = torch.einsum("fdv,fv->fd", change, pull)
-        curvature = torch.bmm(change * weight[:, None], change.mT)
-        prior_slope, prior_curvature = prior_derivatives(problem, state)
-        return loss, slope + prior_slope, curvature + prior_curvature
-
-    def _changes(self, problem: Problem, state: State, expected: Tensor, path: Tensor) -> Tensor:
-        """(F, D, voxels) derivatives of the expected light by the parameters."""
-        vertex, species, ke, direction, latent = flat(problem, state)
-        n, h, voxels = len(state.ke), len(ke), expected.shape[1]
-        u, v = across(direction)
-        reach = self.expected.range(species, ke).clamp(min=0.02)
-        angle = (0.02 / reach).clamp(max=0.3)[:, None]  # turns that move a track's end by as much as the vertex
-        step = torch.tensor([0.2, 0.5])
-        kes = [ke, ke + step[0], ke, ke, ke, ke, ke]
-        ways = [direction, direction, normalize(direction + angle * u, dim=1), normalize(direction + angle * v, dim=1)]
-        ways += [direction] * 3
-        latents = [latent] * 4 + [latent + step[1] * axis for axis in torch.eye(3)]
-        position, charge = self.expected.deposits(
-            vertex.repeat(7, 1), species.repeat(7), torch.cat(kes), torch.cat(ways), torch.cat(latents)
-        )
-        images = self.expected.image(position, charge, torch.arange(7 * h + 1) * STEPS, SOFT).view(7, h, voxels)
-        by = torch.stack([step[0].expand(h), angle[:, 0], angle[:, 0], *step[1].expand(3, h)])
-        own = (images[1:] - images[0]) / by[..., None]
-        change = torch.zeros(n, COMMON + HADRON * state.ke.shape[1], voxels)
-        hadrons = change[:, COMMON:].view(n, -1, HADRON, voxels)
-        hadrons[problem.on] = own.transpose(0, 1)
-
-        shift = 0.02
-        moved = state.vertex + shift * torch.eye(3)[:, None]  # (3, F, 3)
-        offsets = _offsets(problem.on.sum(1)) * STEPS
-        still, charge = position[:h], charge[:h]
-        starts = torch.cat([offsets[:-1] + k * h * STEPS for k in range(3)] + [torch.tensor([3 * h * STEPS])])
-        there = torch.cat([still + shift * axis for axis in torch.eye(3)])
-        images = self.expected.image(there, charge.repeat(3, 1), starts, SOFT).view(3, n, voxels)
-        paths = (
-            self.expected.paths(moved.flatten(0, 1), problem.far.repeat(3, 1)).view(3, n, voxels)
-            * problem.there[:, None]
-        )
-        images = images + paths * state.light[:, None] + problem.other
-        change[:, :3] = ((images - expected) / shift).transpose(0, 1)
-        change[:, 3] = path
-        return change
 
     def _refined(
         self, nothing: Refined, crops: Crops, use: Tensor, problem: Problem, state: State, error: Tensor, loss: Tensor,
@@ -276,7 +189,7 @@ class Refiner:
         slot = row[found.crop].clamp(min=0), found.step
         mine = (row[found.crop] >= 0) & fitted[slot[0]]
         own = error[:, COMMON:].view(*state.ke.shape, HADRON)[slot]
-        scale = torch.tensor(_CALIBRATION)
+        scale = torch.tensor(self.calibration)
 
         def taken(value: Tensor, old: Tensor) -> Tensor:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
@@ -305,7 +218,7 @@ class Refiner:
         images = self.expected.image(position, charge, torch.arange(len(position) + 1) * STEPS, SOFT)
         own = torch.zeros(*problem.on.shape, images.shape[1])
         own[problem.on] = images
-        _, (hadrons, _, track, _) = self._loss(problem, state)
+        _, (hadrons, _, track, _) = self.fitter.loss(problem, state)
         total = (hadrons + track).maximum(problem.signal * problem.there[:, None]).clamp(min=1.0)
         place = crops.place + HALF
         voxel = (place[:, 0] * SIDE + place[:, 1]) * SIDE + place[:, 2]
@@ -318,12 +231,12 @@ class Refiner:
     def _deviance(self, problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         """Squared differences over variances of each fit, and their number."""
         n = len(state.ke)
-        _, (hadrons, core, track, path) = self._loss(problem, state)
+        _, (hadrons, core, track, path) = self.fitter.loss(problem, state)
         rays, spread = with_delta_rays(hadrons + track, core, path)
         listed = (problem.signal > 0) | (hadrons + track + rays > 1)
         voxel = listed.nonzero(as_tuple=True)[1]
         coords = torch.stack([voxel // SIDE**2, voxel // SIDE % SIDE, voxel % SIDE], 1).int()
-        offsets = _offsets(listed.sum(1))
+        offsets = offsets_of(listed.sum(1))
         # What further tracks leave is not fitted: it is taken off the signal.
         signal = (problem.signal - problem.other).clamp(min=0)[listed]
         measured = ops.MeasuredImages(coords, signal, offsets, spread[listed])
@@ -336,13 +249,9 @@ class Refiner:
         order = torch.argsort(owner, stable=True)
         position = torch.cat([position.reshape(-1, 3), track_position.reshape(-1, 3)])[order] + SIDE / 2
         charge = torch.cat([charge.reshape(-1), (length * per_length[:, None]).reshape(-1)])[order]
-        offsets = _offsets(torch.bincount(owner, minlength=n))
+        offsets = offsets_of(torch.bincount(owner, minlength=n))
         deviance, _ = ops.image_match(
             position.contiguous(), charge.contiguous(), offsets, torch.zeros(n), measured, softness=SOFT,
             shape=SHAPE, loss="gaussian", crosstalk=self.response.crosstalk,
         )  # fmt: skip
         return deviance, listed.sum(1).float()
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,0 +1,280 @@
+"""What the light of a crop can tell at most, of events whose truth is known.
+
+Three answers to the same question, each with the true number and species of the hadrons given:
+
+- the fit of the refinement, started from the truth and without the decomposer's densities as prior. Where the
+  likelihood is flat it stays where it starts, so it is optimistic;
+- the mean of samples of the posterior. Nothing does better on average, so it is what can be reached;
+- the Fisher information at the truth: the bound for errors so small that the likelihood is quadratic.
+
+All three know the leaving track's line as it is found, and nothing else but that energies lie between 0 and 60 MeV.
+Lengths are in voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sparsereco.matching import ANGLE_UNIT, ENERGY_UNIT
+from sparsereco.vertex.crop import Crops
+from sparsereco.vertex.expected import LEAST
+from sparsereco.vertex.fits import Fitter
+from sparsereco.vertex.hadrons import SPECIES, Decomposition
+from sparsereco.vertex.parameters import (
+    COMMON,
+    HADRON,
+    Problem,
+    State,
+    choose,
+    mapped,
+    rows_at,
+    to_problem,
+)
+
+_MOST = 60.0  # energy of a hadron of the simulated presets [MeV]
+_LINE = 0.035  # error of a leaving track's line, across it [voxels]
+_WIDE = 1.5, 60.0, 3.0  # errors of a prior that says next to nothing: vertex [voxels], energy [MeV], angle [rad]
+_START = 0.15, 0.2, 0.4  # spread of the first population: vertex [voxels], energy (relative), angle [rad]
+_STEPS = 40
+
+CHAINS, SAMPLINGS = 64, 1200
+"""States that are followed together, and their steps; the second half is kept."""
+_EVENTS = 8  # that are sampled at a time
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one of the methods makes of V crops with up to P hadrons; errors of those that there are."""
+
+    distance: Tensor  # (V,) of the vertex from the true one
+    ke: Tensor  # (V, P) energy less the true one [MeV]
+    angle: Tensor  # (V, P) between the true and the found direction [rad]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of V crops; hadrons that there are not have ``on`` False."""
+
+    on: Tensor  # (V, P) bool
+    true_ke: Tensor  # (V, P) [MeV]
+    from_truth: Found
+    sampled: Found
+    fisher: Found  # random errors of the size that the information allows
+
+
+def limits(
+    fitter: Fitter,
+    crops: Crops,
+    signal: Tensor,
+    truth: Decomposition,
+    rows: Tensor,
+    done: Callable[[int], None] = lambda crops: None,
+) -> Limits:
+    """The limits for some of the crops, which have at least one hadron each.
+
+    Args:
+        fitter: of the detector's response.
+        crops, signal: as in `refine.Refiner`.
+        truth: the true hadrons, in the form of the decomposer's answer (`as_named`).
+        rows: (V,) int64, the crops that are looked at.
+        done: told how many crops are done.
+    """
+    random = torch.Generator().manual_seed(1)
+    problem = to_problem(crops, signal, truth, truth.share.shape[1], fitter.expected)
+    problem = rows_at(_without_prior(crops, problem), rows)
+    true = replace(problem.mean, vertex=truth.vertex[rows])
+    fit = fitter.descend(problem, true, _STEPS).state
+    parts = []
+    for few in torch.arange(len(rows)).split(_EVENTS):
+        parts.append(_posterior_mean(fitter, rows_at(problem, few), rows_at(true, few), random))
+        done(len(few))
+    mean = _joined(parts)
+    return Limits(
+        problem.on,
+        true.ke,
+        _compared(problem, fit, true),
+        _compared(problem, mean, true),
+        _compared(problem, _blurred(fitter, problem, true, random), true),
+    )
+
+
+def as_named(
+    vertex: Tensor, ke: Tensor, direction: Tensor, species: Tensor, count: Tensor, voxels: int
+) -> Decomposition:
+    """True hadrons as a decomposition.
+
+    Args:
+        vertex: (V, 3) relative to the centre of the crop.
+        ke: (V, P) [MeV]; direction: (V, P, 3); species: (V, P) index in `hadrons.SPECIES`.
+        count: (V,) number of hadrons, the first ones of P.
+        voxels: of all crops, whose shares are not known.
+    """
+    on = torch.arange(ke.shape[1]) < count[:, None]
+    crop, step = on.nonzero(as_tuple=True)
+    hadrons, n = torch.ones(len(crop)), len(vertex)
+    wide = torch.full((n, 3), _WIDE[0])
+    return Decomposition(
+        vertex=vertex,
+        vertex_err=wide,
+        vertex_cov=torch.diag_embed(wide.square()),
+        total=(ke * on).sum(1),
+        total_err=torch.full((n,), _WIDE[1] * 6**0.5),
+        crop=crop,
+        step=step,
+        species=species[on],
+        species_prob=torch.nn.functional.one_hot(species[on], len(SPECIES)).float(),
+        score=hadrons,
+        ke=ke[on],
+        ke_err=_WIDE[1] * hadrons,
+        direction=direction[on],
+        dir_err=_WIDE[2] * hadrons,
+        share=torch.zeros(voxels, ke.shape[1]),
+    )
+
+
+def _without_prior(crops: Crops, problem: Problem) -> Problem:
+    """The vertex lies on the leaving track, as far as that is known; else only the light counts."""
+    tracks = crops.tracks
+    direction = torch.zeros(len(crops), 3)
+    has = problem.there > 0
+    first = torch.zeros(len(crops), dtype=torch.long)
+    first[tracks.crop.flip(0)] = torch.arange(len(tracks.crop)).flip(0)
+    direction[has] = tracks.direction[first[has]]
+    off = problem.mean.vertex - problem.far
+    nearest = problem.far + (off * direction).sum(1, keepdim=True) * direction
+    vertex = torch.where(has[:, None], nearest, problem.mean.vertex)
+    across = torch.eye(3) - direction[:, :, None] * direction[:, None]
+    weight = across / torch.where(has, _LINE, _WIDE[0]).square()[:, None, None]
+    weight = weight + direction[:, :, None] * direction[:, None] / _WIDE[0] ** 2
+    return replace(problem, mean=replace(problem.mean, vertex=vertex), vertex_weight=weight)
+
+
+def _posterior_mean(fitter: Fitter, problem: Problem, true: State, random: torch.Generator) -> State:
+    """Mean of samples by a Metropolis walk of a population per event.
+
+    The population starts at the ends of fits from about the truth. A state moves either by its own end's covariance or,
+    by differential evolution (C. J. F. ter Braak, Stat. Comput. 16 (2006) 239), along the difference of two others of
+    its event, which knows the way from optimum to optimum.
+    """
+    n, hadrons = true.ke.shape
+    owner = torch.arange(n).repeat_interleave(CHAINS)
+    every, first = rows_at(problem, owner), owner * CHAINS
+    state, factor = _ends(fitter, every, _population(rows_at(true, owner), random), random)
+    loss, _ = fitter.loss(every, state)
+    best = loss.view(n, CHAINS).argmin(1) + torch.arange(n) * CHAINS
+    reference = rows_at(state, best[owner])  # which of two like hadrons comes first is decided once per event
+    parameters = COMMON + HADRON * every.on.sum(1)
+    kept: list[State] = []
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(len(owner), *shape, generator=random)
+
+    for step in range(SAMPLINGS):
+        size = 2.38 / parameters.sqrt() * (0.1 + 0.9 * uniform())
+        noise = torch.randn(factor.shape[:2], generator=random)
+        local = state.moved(
+            size[:, None] * torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
+        )
+        one, other = (first + torch.randint(CHAINS, (len(owner),), generator=random) for _ in range(2))
+        # Now and then a whole step from optimum to optimum.
+        size = torch.where(uniform() < 0.2, 1.0, size / 2**0.5)
+        common, own = size * (uniform() < 0.6), size[:, None] * (uniform(hadrons) < 0.6)
+        evolved = _evolved(state, rows_at(state, one), rows_at(state, other), common, own)
+        there = choose(uniform() < 0.5, local, evolved)
+        after, _ = fitter.loss(every, there)
+        inside = ((there.ke > LEAST) & (there.ke < _MOST) | ~every.on).all(1)
+        accept = (uniform().log() < loss - after) & inside & after.isfinite()
+        state, loss = choose(accept, there, state), torch.where(accept, after, loss)
+        if step >= SAMPLINGS // 2 and step % 5 == 0:
+            same = _relabelled(state, reference, every.on)
+            kept.append(mapped(lambda value: value.view(n, CHAINS, *value.shape[1:]).mean(1), same))
+    mean = State(*(torch.stack(parts).mean(0) for parts in zip(*(vars(one).values() for one in kept), strict=True)))
+    return replace(mean, direction=normalize(mean.direction, dim=-1))
+
+
+def _ends(fitter: Fitter, problem: Problem, start: State, random: torch.Generator) -> tuple[State, Tensor]:
+    """States at the ends of fits and the factors (F, D, D) of their curvature.
+
+    Those that ended in a shallow optimum, which a walk would need long to leave, are replaced by others of their event.
+    """
+    fits = fitter.descend(problem, start, _STEPS)
+    factor, info = torch.linalg.cholesky_ex(fits.curvature)
+    logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    evidence = torch.where((info == 0) & logdet.isfinite(), -fits.loss - logdet / 2, -1e9).view(-1, CHAINS)
+    # Flattened: the walk itself finds the weights.
+    share = (evidence / 4).softmax(1)
+    place = torch.arange(len(evidence))[:, None] * CHAINS
+    rows = (place + torch.multinomial(share, CHAINS, replacement=True, generator=random)).flatten()
+    return rows_at(fits.state, rows), factor[rows]
+
+
+def _population(state: State, random: torch.Generator) -> State:
+    """States spread about those of the truth."""
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=random)
+
+    return State(
+        state.vertex + _START[0] * noise(state.vertex),
+        state.light + 2 * noise(state.light),
+        (state.ke * (1 + _START[1] * noise(state.ke))).clamp(LEAST, _MOST),
+        normalize(state.direction + _START[2] * noise(state.direction), dim=-1),
+        noise(state.latent),
+    )
+
+
+def _evolved(state: State, one: State, other: State, common: Tensor, own: Tensor) -> State:
+    """States moved by a share of the difference of two others."""
+
+    def step(name: str, share: Tensor) -> Tensor:
+        value: Tensor = getattr(state, name)
+        by: Tensor = getattr(one, name) - getattr(other, name)
+        return value + share.view(*share.shape, *[1] * (value.ndim - share.ndim)) * by
+
+    ke = step("ke", own)
+    direction = normalize(step("direction", own), dim=-1)
+    return State(step("vertex", common), step("light", common), ke, direction, step("latent", own))
+
+
+def _relabelled(state: State, reference: State, on: Tensor) -> State:
+    """States with their hadrons in the order that fits best to those of a reference."""
+    energy = (state.ke[:, None] - reference.ke[:, :, None]).abs() / ENERGY_UNIT
+    cosine = torch.einsum("fix,fjx->fij", reference.direction, state.direction).clamp(-1, 1)
+    cost = energy + torch.acos(cosine) / ANGLE_UNIT
+    cost = torch.where(on[:, :, None] & on[:, None], cost, torch.where(on[:, :, None] == on[:, None], 0.0, torch.inf))
+    hadrons = on.shape[1]
+    orders = torch.tensor(list(itertools.permutations(range(hadrons))))
+    order = orders[cost[:, torch.arange(hadrons), orders].sum(2).argmin(1)]
+
+    def ordered(value: Tensor) -> Tensor:
+        return value.gather(1, order.view(*order.shape, *[1] * (value.ndim - 2)).expand_as(value))
+
+    return replace(state, ke=ordered(state.ke), direction=ordered(state.direction), latent=ordered(state.latent))
+
+
+def _blurred(fitter: Fitter, problem: Problem, true: State, random: torch.Generator) -> State:
+    """The truth, off by errors that have the inverse of the information as covariance."""
+    _, _, information = fitter.derivatives(problem, true)
+    covariance = torch.linalg.inv(information + 1e-6 * torch.eye(information.shape[1]))
+    factor = torch.linalg.cholesky((covariance + covariance.mT) / 2 + 1e-9 * torch.eye(information.shape[1]))
+    noise = torch.randn(len(factor), factor.shape[1], generator=random)
+    return true.moved(torch.einsum("fij,fj->fi", factor, noise))
+
+
+def _compared(problem: Problem, state: State, true: State) -> Found:
+    """Errors of states, each hadron compared with that which fits it best."""
+    state = _relabelled(state, true, problem.on)
+    cosine = (state.direction * true.direction).sum(-1).clamp(-1, 1)
+    return Found(
+        (state.vertex - true.vertex).norm(dim=1), (state.ke - true.ke) * problem.on, torch.acos(cosine) * problem.on
+    )
+
+
+def _joined(parts: list[State]) -> State:
+    return State(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
