@@ -18,9 +18,11 @@ from synthetic import hit_events, reco_events, truth_events
 from sparsereco import cli
 from sparsereco.detector import Detector, Response
 from sparsereco.events import detector_of
-from sparsereco.io import HITS, RECO, TRUTH, InputError, RootWriter
+from sparsereco.io import HITS, RECO, TRUTH, InputError, RootWriter, read
+from sparsereco.vertex import limit
 
 TOOLS = Path(__file__).parents[1] / "tools"
+DEMO = Path(__file__).parent / "data" / "demo.root"
 N = 60
 WriteReco = Callable[..., Path]
 Evaluate = Callable[..., int]
@@ -111,6 +113,44 @@ def test_without_hits_the_baselines_are_left_out_with_a_note(
     assert "has no tree 'hits'" in numbers["note"]
     assert "has no tree" in Path("report/report.html").read_text()
     assert "No baselines" in capsys.readouterr().out
+
+
+def test_the_limit_stands_beside_what_was_reached(
+    evaluate: Evaluate, write_reco: WriteReco, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit, "CHAINS", 16)
+    monkeypatch.setattr(limit, "SAMPLINGS", 20)
+    truth = read(DEMO, TRUTH)
+    reco = write_reco(reco_events(truth, ke_sigma=2.0))
+    assert evaluate(reco, DEMO, "-o", "report", "--oracle", 6) == cli.DONE
+    printed = capsys.readouterr().out
+    for method in ("this reconstruction", "mean of the posterior", "fit from the truth", "information, 1 hadron"):
+        assert method in printed
+        assert method in Path("report/report.html").read_text()
+    here, posterior, start, *_ = json.loads(Path("report/report.json").read_text())["limit"]
+    assert here["events"] == posterior["events"] <= 6
+    assert start["vertex"]["value"] < 2.0, "from the truth the fit stays close"
+
+
+@pytest.mark.parametrize("number", [-1, 1.5])
+def test_a_number_of_events_that_is_none(
+    evaluate: Evaluate, write_reco: WriteReco, sample: Path, truth: ak.Array, number: float
+) -> None:
+    assert evaluate(write_reco(reco_events(truth)), sample, "-o", "r", "--oracle", number) == cli.WRONG_INPUT
+    assert not Path("r").exists()
+
+
+def test_no_limit_where_no_crop_holds_the_vertex(
+    evaluate: Evaluate, write_reco: WriteReco, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits, truth = read(DEMO, HITS)[:3], read(DEMO, TRUTH)[:3]
+    truth["vtx_x"] = truth["vtx_x"] + np.float32(200)
+    with RootWriter("moved.root") as writer:
+        writer.extend("hits", HITS, hits)
+        writer.extend("truth", TRUTH, truth)
+    assert evaluate(write_reco(reco_events(truth)), "moved.root", "-o", "report", "--oracle", 3) == cli.WRONG_INPUT
+    assert "--oracle 3: none of 3 events" in capsys.readouterr().err
+    assert not Path("report").exists()
 
 
 def test_no_events_give_a_report(evaluate: Evaluate, write_reco: WriteReco) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from model_events import PITCH, Truth
 
 from sparsereco.detector import Response
 from sparsereco.vertex import limit
 from sparsereco.vertex.expected import ExpectedLight
 from sparsereco.vertex.fits import Fitter
 from sparsereco.vertex.generator import Generator, GeneratorConfig
+from sparsereco.vertex.hadrons import Decomposition
 from sparsereco.vertex.limit import as_named, limits
 from sparsereco.vertex.parameters import State
-from test_refine import PITCH, Truth
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def fitter() -> Fitter:
     return Fitter(ExpectedLight(Generator(GeneratorConfig()), Response(), PITCH), Response().threshold)
 
 
-def named(truth: Truth):
+def named(truth: Truth) -> Decomposition:
     width = int(truth.count.max())
     ke, direction = torch.zeros(len(truth.vertex), width), torch.zeros(len(truth.vertex), width, 3)
     ke[truth.crop, truth.step], direction[truth.crop, truth.step] = truth.ke, truth.direction

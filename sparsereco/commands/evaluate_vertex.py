@@ -110,6 +110,7 @@ def _limit(
     args: jsonargparse.Namespace, sources: list[Source], truth: ak.Array, reco: ak.Array, made: dict
 ) -> list[LimitRow]:
     """What the light of the first events can tell, with the response that they were reconstructed with."""
+    from sparsereco.errors import InputError
     from sparsereco.events import check_same_events, detector_of
     from sparsereco.io import HITS, read
     from sparsereco.metrics import compare
@@ -123,7 +124,10 @@ def _limit(
     detector, light_scale = detector_of(made), made.get("config", {}).get("light_scale")
     chain = VertexChain(VertexConfig(detector=detector, light_scale=light_scale, refine=RefineSettings(enabled=True)))
     with cli.progress("limit", len(hits), "events", args.quiet) as advance:
-        found = oracle(chain, hits, truth, advance)
+        try:
+            found = oracle(chain, hits, truth, advance)
+        except ValueError as error:
+            raise InputError(f"--oracle {args.oracle}: {error}", file=sources[0].file) from error
     return limit_rows(found, compare(truth[found.event], reco[found.event]), detector.pitch)
 
 

@@ -40,7 +40,7 @@ def oracle(
         done: told how many events more are done.
 
     Raises:
-        ValueError: the chain does not refine.
+        ValueError: the chain does not refine, or there is no such event.
     """
     if chain.refiner is None:
         raise ValueError("expected a chain that refines, got one with refine.enabled false")
@@ -56,6 +56,8 @@ def oracle(
         known = np.isin(hadrons.pdg, SPECIES) | (np.arange(hadrons.pdg.shape[1]) >= hadrons.count[:, None])
         usable = torch.from_numpy((hadrons.count > 0) & (hadrons.count <= MAX_HADRONS) & known.all(1))[event]
         rows = (usable & (score == best[event]) & (place.abs() < HALF).all(1)).nonzero()[:, 0]
+        if not len(rows):
+            raise ValueError(f"none of {len(hits)} events has a vertex whose crop holds the true one, and p, d or t")
         species = np.searchsorted(SPECIES, hadrons.pdg).clip(0, len(SPECIES) - 1)
         named = as_named(
             place,

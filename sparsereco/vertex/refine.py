@@ -3,8 +3,8 @@
 The expected light of a crop is that of its hadrons (the generator's, without noise) and of its leaving track. It is
 compared with the measured one by a likelihood that knows how each fluctuates (`likelihood`). The likelihood alone has
 many equally good optima, so the decomposer's densities are the prior, and the fit starts from several draws from them,
-each with a species of its own for every hadron.
-What is returned is the mean over all ends, each weighted by the square root of its evidence.
+each with a species of its own for every hadron. What is returned is the mean over all ends, each weighted by the square
+root of its evidence.
 
 Parameters and prior are in `parameters`, the expected light in `expected`. Lengths are in voxels.
 """
@@ -53,12 +53,12 @@ from sparsereco.vertex.parameters import (
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 
 _CALIBRATION = {False: (2.24, 1.82, 1.31), True: (2.26, 1.96, 1.27)}
-"""Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %: where all hadrons are
-protons, and where there may be light nuclei.
+"""Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %: where all hadrons
+are protons, and where there may be light nuclei.
 
-Each is the spread of the pull, times the factor before, on conf1 and on conf2, ideal: 2,000 events of `tools/simulate.py
-vertex --seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true
-posterior has more optima than the starts find.
+Each is the spread of the pull, times the factor before, on conf1 and on conf2, ideal: 2,000 events of
+`tools/simulate.py vertex --seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too
+small because the true posterior has more optima than the starts find.
 """
 
 
