@@ -41,6 +41,31 @@ class BadEvent:
         )
 
 
+class BadEvents:
+    """Collects what is wrong with events: of each the first thing."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, BadEvent] = {}
+
+    def check(self, branch: str, values: np.ndarray, owner: np.ndarray, valid: np.ndarray, expected: str) -> None:
+        """Notes the events that own an invalid value.
+
+        Args:
+            branch: of the values.
+            values: (N,).
+            owner: (N,) place of the event of each.
+            valid: (N,) bool.
+            expected: what a valid value is.
+        """
+        wrong = np.flatnonzero(~valid)
+        for offset, first in zip(*np.unique(owner[wrong], return_index=True), strict=True):
+            self._found.setdefault(int(offset), BadEvent(int(offset), branch, float(values[wrong[first]]), expected))
+
+    def in_order(self) -> list[BadEvent]:
+        """What was found, by place."""
+        return [self._found[offset] for offset in sorted(self._found)]
+
+
 def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
     """Finds events that cannot be reconstructed: hits outside the detector, signals that are none, unequal lists.
 
@@ -51,28 +76,24 @@ def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
     Returns:
         One entry per bad event, in order: the first thing that is wrong with it.
     """
-    bad: dict[int, BadEvent] = {}
-
-    def check(branch: str, values: np.ndarray, owner: np.ndarray, valid: np.ndarray, expected: str) -> None:
-        wrong = np.flatnonzero(~valid)
-        for offset, first in zip(*np.unique(owner[wrong], return_index=True), strict=True):
-            bad.setdefault(int(offset), BadEvent(int(offset), branch, float(values[wrong[first]]), expected))
-
+    found = BadEvents()
     lengths = {branch: np.asarray(ak.num(events[branch])) for branch in HITS.counters}
     for branch, length in lengths.items():
         equal = length == lengths["hit_pe"]
-        check(branch, length, np.arange(len(events)), equal, "as many values as 'hit_pe'")
+        found.check(branch, length, np.arange(len(events)), equal, "as many values as 'hit_pe'")
     for branch, length in lengths.items():
         values = np.asarray(ak.flatten(events[branch]))
         owner = np.repeat(np.arange(len(events)), length)
         if branch == "hit_pe":  # NaN fails every comparison, here and below
-            check(branch, values, owner, (values >= 0) & np.isfinite(values), "a finite signal of at least 0 p.e.")
+            found.check(
+                branch, values, owner, (values >= 0) & np.isfinite(values), "a finite signal of at least 0 p.e."
+            )
         else:
             axis = "xyz".index(branch[-1])
             low, high = detector.origin[axis], detector.origin[axis] + detector.size[axis]
             expected = f"a position in [{low:g}, {high:g}) mm"
-            check(branch, values, owner, (values >= low) & (values < high), expected)
-    return [bad[offset] for offset in sorted(bad)]
+            found.check(branch, values, owner, (values >= low) & (values < high), expected)
+    return found.in_order()
 
 
 def drop_hits(events: ak.Array, offsets: list[int], schema: Schema = HITS) -> ak.Array:

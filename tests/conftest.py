@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import uproot
 from hypothesis import settings
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.io import HITS, RECO, RootWriter
@@ -86,6 +87,8 @@ def write_hits(tmp_path: Path) -> WriteHits:
 class AveragingChain:
     """Stands in for `VertexChain`: one vertex in the middle of all hits, and all of them as the image of its proton."""
 
+    dropped_starts = 0
+
     def __init__(self, config: VertexConfig, device: str) -> None:
         if config.finder_weights is not None:
             from sparsereco.checkpoint import metadata
@@ -120,12 +123,7 @@ class AveragingChain:
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reco", ROOT / "tools" / "reco.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("reco")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import uproot
 from camera_sample import noise, pedestal, spots
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.camera.pedestal import read_pedestal, write_pedestal
@@ -68,12 +69,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *argv: object) -> int:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return cli.main(module.run, [str(arg) for arg in argv])
+        return cli.main(load_tool(name).run, [str(arg) for arg in argv])
 
     return run
 

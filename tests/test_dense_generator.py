@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tool_loader import load_tool
 
 from sparsereco import checkpoint, cli
 from sparsereco.sim.compose import TrackBank
@@ -16,15 +15,6 @@ from sparsereco.vertex.adversary import ImageStream, Singles, draw_singles
 from sparsereco.vertex.dense_generator import DenseCritic, DenseGenerator, DenseGeneratorConfig, critic_loss, labels_of
 
 TOOLS = Path(__file__).parents[1] / "tools"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_tool", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -77,7 +67,7 @@ def test_training_writes_a_checkpoint(bank: Any, tmp_path: Path) -> None:
     bank.save(tmp_path / "bank.npz")
     weights = tmp_path / "dense.safetensors"
     train = ["--bank", str(tmp_path / "bank.npz"), "-o", str(weights), "-n", "64", "--minutes", "0.05", "-q"]
-    assert cli.main(load(TOOLS / "baselines" / "dense_generator.py").run, train) == 0
+    assert cli.main(load_tool("baselines/dense_generator").run, train) == 0
     checkpoint.load(weights, DenseGenerator, DenseGeneratorConfig)
     record = checkpoint.metadata(weights)
     assert min(record["warm_steps"], record["steps"]) > 0
@@ -85,7 +75,7 @@ def test_training_writes_a_checkpoint(bank: Any, tmp_path: Path) -> None:
 
 
 def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool = load(TOOLS / "baselines" / "dense_generator.py")
+    tool = load_tool("baselines/dense_generator")
     assert cli.main(tool.run, ["--bank", "none.npz", "-o", "x", "--minutes", "0"]) == 2
     assert "a positive time, got 200000, 0.0" in capsys.readouterr().err
     assert cli.main(tool.run, ["--bank", str(tmp_path / "none.npz"), "-o", "x"]) == 2

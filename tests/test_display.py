@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import awkward as ak
@@ -12,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from synthetic import DETECTOR, hit_events, reco_events, truth_events
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.display import IMAGE_EDGE, IMAGES, SHORTEST, SPECIES_COLOURS, TRACK_COLOUR, event_figure, to_page
@@ -48,11 +48,7 @@ def files(truth: ak.Array, tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Display:
-    spec = spec_from_file_location("display", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("display")
     monkeypatch.chdir(tmp_path)
     return lambda *argv: cli.main(module.run, [str(argument) for argument in argv])
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import pytest
 from synthetic import hit_events, reco_events, truth_events
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.detector import Detector, Response
@@ -59,11 +59,7 @@ def write_reco(tmp_path: Path) -> WriteReco:
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     """Runs the tool in the temporary folder and gives the exit code."""
-    spec = spec_from_file_location("evaluate", TOOLS / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("evaluate")
     monkeypatch.chdir(tmp_path)
     return lambda *argv: cli.main(module.run, ["vertex", *map(str, argv)])
 

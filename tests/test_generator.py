@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco import checkpoint, ops
+from sparsereco.geometry import across
 from sparsereco.kinematics import track_range
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
-from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig, Shower, across
+from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig, Shower
 from sparsereco.vertex.hadrons import SPECIES
 
 WEIGHTS = checkpoint.WEIGHTS / "generator.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tool_loader import load_tool
 from torch import Tensor
 
 from sparsereco import VertexChain, cli
@@ -105,12 +105,7 @@ def test_chain_gives_the_light_as_measured_whatever_its_scale(bank: Any) -> None
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_tool", ROOT / "tools" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train")
 
 
 def sample_file(path: Path, bank: Any, response: Response, n: int, seed: int) -> Path:

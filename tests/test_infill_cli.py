@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.events import read_provenance
@@ -31,12 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
 
     def call(tool: str, *argv: object) -> int:
-        spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return cli.main(module.run, [str(word) for word in argv])
+        return cli.main(load_tool(tool).run, [str(word) for word in argv])
 
     return call
 

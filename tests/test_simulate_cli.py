@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import awkward as ak
 import pytest
 import torch
-from conftest import ROOT
+from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.io import read
@@ -23,11 +22,7 @@ Simulate = Callable[..., int]
 @pytest.fixture
 def simulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulate:
     """Runs the tool in the temporary folder and gives the exit code."""
-    spec = importlib.util.spec_from_file_location("simulate", ROOT / "tools" / "simulate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("simulate")
     monkeypatch.chdir(tmp_path)
     return lambda *argv: cli.main(module.run, [str(word) for word in argv])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +27,18 @@ def random_deposits(counts: list[int], dtype: torch.dtype = torch.float64, seed:
     return position, charge, torch.tensor([0, *counts]).cumsum(0)
 
 
+def arguments() -> dict[str, Any]:
+    """Those of a sound call."""
+    return {
+        "position": torch.ones(4, 3),
+        "charge": torch.ones(4),
+        "offsets": torch.tensor([0, 4]),
+        "softness": 0.3,
+        "shape": (7, 7, 7),
+    }
+
+
+both = pytest.mark.parametrize("operator", ["soft_voxelize", "soft_voxelize_sparse"])
 softnesses = st.floats(0.01, 0.5)
 points = st.lists(
     st.tuples(*[st.one_of(st.floats(-2, 8), st.integers(-4, 16).map(lambda n: n / 2))] * 3, st.floats(0, 10)),
@@ -162,7 +176,12 @@ class TestGradient:
         assert not charge.grad[outside].any()
         assert charge.grad[~outside].all()
 
-    def test_same_bits_for_any_number_of_threads(self) -> None:
+
+class TestBothOperators:
+    """What the dense and the sparse operator have in common; the sparse one lists voxels before their light."""
+
+    @both
+    def test_same_bits_for_any_number_of_threads(self, operator: str) -> None:
         position, charge, offsets = random_deposits([17] * 70, torch.float32)
         position.requires_grad_()
         threads = torch.get_num_threads()
@@ -170,21 +189,24 @@ class TestGradient:
         try:
             for n in (1, 2, 5):
                 torch.set_num_threads(n)
-                image, _ = ops.soft_voxelize(position, charge, offsets, softness=0.4, shape=SHAPE)
-                results.append((image, *torch.autograd.grad((image**3).sum(), position)))
+                found = getattr(ops, operator)(position, charge, offsets, softness=0.4, shape=SHAPE)
+                light = next(value for value in found if value.requires_grad)
+                results.append((*found, *torch.autograd.grad((light**3).sum(), position)))
         finally:
             torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
+    @both
     @pytest.mark.parametrize("counts", [[], [0], [9, 0, 4]])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_opcheck(self, counts: list[int], dtype: torch.dtype) -> None:
+    def test_opcheck(self, operator: str, counts: list[int], dtype: torch.dtype) -> None:
         position, charge, offsets = random_deposits(counts, dtype)
         arguments = (position.requires_grad_(), charge.requires_grad_(), offsets, list(SHAPE), 0.3)
-        torch.library.opcheck(torch.ops.sparsereco.soft_voxelize.default, arguments)
+        torch.library.opcheck(getattr(torch.ops.sparsereco, operator).default, arguments)
 
 
 class TestRefuses:
+    @both
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
@@ -205,21 +227,25 @@ class TestRefuses:
             ({"softness": 0.51}, ValueError, "got 0.51"),
             ({"softness": float("nan")}, ValueError, "got nan"),
             ({"shape": (7, 7)}, ValueError, r"three numbers of voxels, got \(7, 7\)"),
-            ({"shape": (7, 0, 7)}, ValueError, r"three positive numbers of voxels, got \[7, 0, 7\]"),
-            ({"shape": (30, 30, 30)}, ValueError, r"at most 2744 voxels .* got \[30, 30, 30\]"),
-            ({"shape": (2**40, 2**40, 2**40)}, ValueError, "three positive numbers of voxels, got"),
         ],
     )
-    def test_names_the_argument_and_the_value(self, change: dict, error: type[Exception], message: str) -> None:
-        arguments = {
-            "position": torch.ones(4, 3),
-            "charge": torch.ones(4),
-            "offsets": torch.tensor([0, 4]),
-            "softness": 0.3,
-            "shape": (7, 7, 7),
-        }
-        with pytest.raises(error, match=message):
-            ops.soft_voxelize(**arguments | change)
+    def test_names_the_argument_and_the_value(
+        self, operator: str, change: dict, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=f"{operator}: .*{message}" if error is ValueError else message):
+            getattr(ops, operator)(**arguments() | change)
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ((7, 0, 7), r"three positive numbers of voxels, got \[7, 0, 7\]"),
+            ((30, 30, 30), r"at most 2744 voxels .* got \[30, 30, 30\]"),
+            ((2**40, 2**40, 2**40), "three positive numbers of voxels, got"),
+        ],
+    )
+    def test_grids_that_are_none(self, shape: tuple[int, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            ops.soft_voxelize(**arguments() | {"shape": shape})
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_positions_that_are_not_finite(self, value: float) -> None:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 import yaml
 
 from sparsereco import cli
 from sparsereco.errors import InputError
+
+if TYPE_CHECKING:
+    import awkward as ak
+
+    from sparsereco.checks import BadEvent
+    from sparsereco.io import Chunk, Source
+    from sparsereco.schema import BranchNames, ChargeBranchNames, Schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """The shipped settings, in the checkout."""
@@ -137,6 +144,77 @@ def entry_range(args: jsonargparse.Namespace) -> tuple[int, int | None]:
     return start, min((stop for stop in stops if stop is not None), default=None)
 
 
+def print_sources(sources: Iterable[Source], schema: Schema) -> None:
+    """What each file holds, and which of its branches is taken for which, on stdout."""
+    for source in sources:
+        print(f"{source.file}: tree '{source.tree}', {source.entries:,} events")
+        for branch in schema.branches:
+            unit = f" [{branch.unit}]" if branch.unit else ""
+            print(f"  {branch.name + unit:15} from {source.names[branch.name] or '(none)'}")
+
+
+def sound_events(
+    chunk: Chunk,
+    bad: list[BadEvent],
+    names: BranchNames | ChargeBranchNames,
+    schema: Schema,
+    skipped: list[InputError] | None,
+) -> ak.Array:
+    """The events of a chunk; bad ones stop the run, or lose their hits and join ``skipped`` where that is given."""
+    from sparsereco.io import drop_hits
+
+    if not bad:
+        return chunk.events
+    errors = [event.error(chunk, names) for event in bad]
+    if skipped is None:
+        raise errors[0]
+    skipped.extend(errors)
+    return drop_hits(chunk.events, [event.offset for event in bad], schema)
+
+
+def add_input(inputs: dict[tuple[str, str], dict[str, Any]], chunk: Chunk) -> None:
+    """Notes which entries of which file were read, for the provenance."""
+    first = {"file": chunk.file, "tree": chunk.tree, "uuid": chunk.uuid, "entry_start": chunk.entry_start}
+    inputs.setdefault((chunk.file, chunk.tree), first)["entry_stop"] = chunk.entry_stop
+
+
+def provenance_of(
+    args: jsonargparse.Namespace,
+    record: Mapping[str, Any],
+    chain: Mapping[str, Any],
+    device: str,
+    inputs: Mapping[Any, dict[str, Any]],
+    skipped: list[InputError],
+    schema: Schema,
+    **more: Any,
+) -> dict[str, Any]:
+    """What a reconstruction writes about itself.
+
+    Args:
+        args: the command line.
+        record: the first entries, from `run_reco`.
+        chain: the chain's own account.
+        device: that it ran on.
+        inputs: the entries that were read, by file.
+        skipped: what did not stop the run.
+        schema: of the output.
+        more: what only this system has to say.
+    """
+    from sparsereco.provenance import environment
+
+    return {
+        **environment(record["command"]),
+        "config": record["config"],
+        "chain": chain,
+        **more,
+        "device": device,
+        "seed": args.seed,
+        "inputs": list(inputs.values()),
+        "skipped": [str(error) for error in skipped],
+        "units": schema.units,
+    }
+
+
 def selected(total: int, start: int, stop: int | None) -> int:
     """Number of entries in a range, of ``total`` in all inputs."""
     return max(min(total, total if stop is None else stop) - start, 0)
@@ -166,6 +244,49 @@ def check_number(number: int) -> None:
     """
     if number < 1:
         raise InputError(f"-n: expected a positive number, got {number}")
+
+
+def check_new(output: str, force: bool) -> None:
+    """Holds an output to one that is not there yet, unless it may be replaced.
+
+    Raises:
+        InputError: it is there.
+    """
+    if Path(output).exists() and not force:
+        raise InputError(f"output {output} exists already; -f replaces it", file=output)
+
+
+def check_banks(banks: Iterable[str], maker: str = "bank") -> None:
+    """Holds banks of tracks to files that are there.
+
+    Args:
+        banks: paths.
+        maker: the subcommand of `tools/simulate.py` that makes them.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for bank in banks:
+        if not Path(bank).is_file():
+            make = f"tools/simulate.py {maker} -o {bank} -n N --seed N"
+            raise InputError(f"there is no bank {bank}; make it with: {make}", file=bank)
+
+
+def write_bank(args: jsonargparse.Namespace, make: Callable[[int, int, Callable[[int], None]], Any]) -> None:
+    """Does what a `simulate_parser` was asked for where the sample is a bank of tracks.
+
+    Args:
+        args: the command line.
+        make: simulates so many tracks from a seed, tells how many are done, and returns what has ``save``.
+    """
+    log = cli.set_up_logging(args.quiet, args.verbose)
+    check_number(args.number)
+    check_new(args.output, args.force)
+    if Path(args.output).suffix != ".npz":
+        raise InputError(f"output {args.output}: expected a name that ends in .npz", file=args.output)
+    with cli.progress("tracks", args.number, "tracks", args.quiet) as advance:
+        make(args.number, args.seed, advance).save(args.output)
+    log.info("%s: %s tracks", args.output, f"{args.number:,}")
 
 
 def evaluate_parser(text: str) -> jsonargparse.ArgumentParser:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, reports
 from sparsereco.errors import InputError
 from sparsereco.schema import FRAMES
 
@@ -38,7 +36,7 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Fits, prints and writes."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
+    cli.set_up_logging(args.quiet, args.verbose)
     features = [branch.name.removeprefix("sc_") for branch in FRAMES.groups["nSc"]]
     if args.against not in ["density", *features]:
         raise InputError(f"--against: expected density or one of {', '.join(features)}; got {args.against!r}")
@@ -48,7 +46,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     import awkward as ak
     import numpy as np
 
-    from sparsereco import files, report
+    from sparsereco import report
     from sparsereco.camera import plots
     from sparsereco.camera.calibrate import fit_in_bins, fit_peak
     from sparsereco.events import read_provenance
@@ -56,9 +54,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.provenance import environment
     from sparsereco.stats import format_estimate
 
-    directory = Path(args.output)
-    files.check_directory(directory, args.force)
-    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reports.check_output(args)
     events = read(args.reco, FRAMES)
     integral = ak.flatten(events.sc_integral).to_numpy().astype(float)
     if args.against == "density":
@@ -77,33 +73,23 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         ("share in the tail", f"{100 * peak.tail:.1f} %", ""),
         ("kev_per_count", f"{scale.value:.4g} ± {scale.error:.2g} keV", f"{scale.count:,}"),
     )
-    facts = f"{args.reco}, line of {args.energy:g} keV; errors are statistical, one standard deviation"
-    figure = plots.calibration(integral, peak, 0.5 * (edges[1:] + edges[:-1]), bins, label)
-    image = report.render(figure, "png")
-    provenance = {
-        **environment(["evaluate.py", *argv]),
-        "reconstruction": read_provenance(survey([args.reco], FRAMES)[0].file),
-    }
     text = f"The peak of all clusters, and its place in bins of the {label}."
-    section = report.Section("Energy scale", text, ("quantity", "value", "entries"), rows, "calibration")
-    page = report.to_html("Energy scale of the camera", facts, [section], {"calibration": image}, provenance)
-    rendered = {"calibration.png": image}
-    if args.pdf:
-        rendered["calibration.pdf"] = report.render(figure, "pdf")
-    numbers = {
-        "system": "calibration",
-        "peak": peak,
-        "kev_per_count": scale,
-        "against": args.against,
-        "edges": edges,
-        "bins": bins,
-        "figures": sorted(rendered),
-        "provenance": provenance,
-    }
-    files.replace_directory(directory / "figures", rendered)
-    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
-    common.print_table(facts, rows, "")
-    log.info("%s: report.html, report.json, %d figures", directory, len(rendered))
+    reports.write_report(
+        args,
+        reports.Report(
+            "calibration",
+            "Energy scale of the camera",
+            f"{args.reco}, line of {args.energy:g} keV; errors are statistical, one standard deviation",
+            rows,
+            [report.Section("Energy scale", text, ("quantity", "value", "entries"), rows, "calibration")],
+            {"calibration": plots.calibration(integral, peak, 0.5 * (edges[1:] + edges[:-1]), bins, label)},
+            {"peak": peak, "kev_per_count": scale, "against": args.against, "edges": edges, "bins": bins},
+            {
+                **environment(["evaluate.py", *argv]),
+                "reconstruction": read_provenance(survey([args.reco], FRAMES)[0].file),
+            },
+        ),
+    )
 
 
 COMMAND = common.Command("energy scale of a camera", TEXT, parser, run)

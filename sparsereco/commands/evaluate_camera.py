@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, reports
 from sparsereco.errors import InputError
 from sparsereco.schema import FRAME_TRUTH, FRAMES
 
@@ -47,17 +47,14 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
+    cli.set_up_logging(args.quiet, args.verbose)
 
-    from sparsereco import files, report
     from sparsereco.camera import metrics, plots
     from sparsereco.events import read_provenance
     from sparsereco.io import read, survey
     from sparsereco.provenance import environment
 
-    directory = Path(args.output)
-    files.check_directory(directory, args.force)
-    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reports.check_output(args)
     truth = read(args.truth, FRAME_TRUTH)
     if not len(truth):
         raise InputError(f"{args.truth} has no frames", file=args.truth)
@@ -72,22 +69,21 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for name, one in comparisons.items()
     }
     summaries = {name: metrics.summarise(one, cuts[name]) for name, one in comparisons.items()}
-    figures = plots.figures(comparisons, summaries)
-    images = {name: report.render(figure, "png") for name, figure in figures.items()}
-    rendered = {f"{name}.png": image for name, image in images.items()}
-    if args.pdf:
-        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in figures.items()}
-
     cut = "as they are" if args.fakes is None else f"cut at {args.fakes:g} fakes per frame"
-    facts = f"{args.reco} against {args.truth}, {len(truth):,} frames, {cut}; errors are one standard deviation"
     rows = headline_rows(summaries)
-    provenance = {**environment(["evaluate.py", *argv]), "truth": args.truth, "reconstructions": made}
-    page = report.to_html("Camera reconstruction against truth", facts, sections(rows), images, provenance)
-    numbers = {"system": "camera", "selectors": summaries, "figures": sorted(rendered), "provenance": provenance}
-    files.replace_directory(directory / "figures", rendered)
-    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
-    common.print_table(facts, rows, "")
-    log.info("%s: report.html, report.json, %d figures", directory, len(figures))
+    reports.write_report(
+        args,
+        reports.Report(
+            "camera",
+            "Camera reconstruction against truth",
+            f"{args.reco} against {args.truth}, {len(truth):,} frames, {cut}; errors are one standard deviation",
+            rows,
+            sections(rows),
+            plots.figures(comparisons, summaries),
+            {"selectors": summaries},
+            {**environment(["evaluate.py", *argv]), "truth": args.truth, "reconstructions": made},
+        ),
+    )
 
 
 def sections(rows: tuple[tuple[str, ...], ...]) -> list:

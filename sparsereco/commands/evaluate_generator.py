@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, reports
 from sparsereco.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,17 +63,15 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
+    cli.set_up_logging(args.quiet, args.verbose)
     for name, least in (("number", 100), ("library", 1), ("epochs", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name}: expected at least {least}, got {getattr(args, name)}")
-    for bank in (args.bank, args.library_bank):
-        if not Path(bank).is_file():
-            raise InputError(f"there is no bank {bank}; make it with: tools/simulate.py bank -o {bank} -n N --seed N")
+    common.check_banks([args.bank, args.library_bank])
 
     import torch
 
-    from sparsereco import checkpoint, files, report
+    from sparsereco import checkpoint
     from sparsereco.kinematics import particle_name
     from sparsereco.provenance import environment
     from sparsereco.sim.compose import TrackBank
@@ -84,9 +82,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.vertex.discrimination import by_cnn, by_trees
     from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
 
-    directory = Path(args.output)
-    files.check_directory(directory, args.force)
-    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reports.check_output(args)
     weights = Path(args.weights or checkpoint.WEIGHTS / "generator.safetensors")
     model = checkpoint.load(weights, Generator, GeneratorConfig)
     dense = checkpoint.load(args.dense, DenseGenerator, DenseGeneratorConfig) if args.dense else None
@@ -131,21 +127,20 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         "weights_sha256": checkpoint.sha256(weights),
         "dense": checkpoint.metadata(args.dense) if args.dense else None,
     }
-    facts = (
-        f"{weights.name} against Geant4, {args.number:,} images of each species and kind; areas by trees and by a CNN"
+    reports.write_report(
+        args,
+        reports.Report(
+            "generator",
+            "Generated images against Geant4",
+            f"{weights.name} against Geant4, {args.number:,} images of each species and kind; "
+            "areas by trees and by a CNN",
+            tuple(rows),
+            sections(numbers, tuple(rows), pictures),
+            pictures,
+            {"species": numbers},
+            provenance,
+        ),
     )
-    images = {name: report.render(figure, "png") for name, figure in pictures.items()}
-    page = report.to_html(
-        "Generated images against Geant4", facts, sections(numbers, tuple(rows), images), images, provenance
-    )
-    rendered = {f"{name}.png": image for name, image in images.items()}
-    if args.pdf:
-        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in pictures.items()}
-    record = {"system": "generator", "species": numbers, "figures": sorted(rendered), "provenance": provenance}
-    files.replace_directory(directory / "figures", rendered)
-    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(record).encode()})
-    common.print_table(facts, tuple(rows), "")
-    log.info("%s: report.html, report.json, %d figures", directory, len(pictures))
 
 
 def _area(verdict: Verdict) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, reports
 from sparsereco.errors import InputError
 from sparsereco.schema import CHARGE_HITS, INFILL, INFILL_TRUTH
 
@@ -48,21 +47,18 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
+    cli.set_up_logging(args.quiet, args.verbose)
 
     import awkward as ak
     import numpy as np
 
-    from sparsereco import files, report
     from sparsereco.events import check_finite, check_same_events, read_provenance
     from sparsereco.infill import figures, metrics
     from sparsereco.infill.gaps import Gaps
     from sparsereco.io import read, survey
     from sparsereco.provenance import environment
 
-    directory = Path(args.output)
-    files.check_directory(directory, args.force)
-    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reports.check_output(args)
     reco_sources, truth_sources = survey([args.reco], INFILL), survey([args.truth], INFILL_TRUTH)
     reco, truth_events = read(args.reco, INFILL), read(args.truth, INFILL_TRUTH)
     check_same_events(reco, truth_events, args.reco, args.truth)
@@ -108,18 +104,19 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         {"file": source.file, "tree": source.tree, "uuid": source.uuid, "entries": source.entries}
         for source in (*reco_sources, *truth_sources)
     ]
-    provenance = {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made}
-    images = {name: report.render(figure, "png") for name, figure in pictures.items()}
-    facts = f"{args.reco} against {args.truth}, {len(truth_events):,} events; errors are statistical, one sigma"
-    page = report.to_html("Infill against truth", facts, figures.sections(summary), images, provenance)
-    rendered = {f"{name}.png": image for name, image in images.items()}
-    if args.pdf:
-        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in pictures.items()}
-    numbers = {"system": "infill", **summary, "figures": sorted(rendered), "provenance": provenance}
-    files.replace_directory(directory / "figures", rendered)
-    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
-    common.print_table(facts, figures.headline(summary), "")
-    log.info("%s: report.html, report.json, %d figures", directory, len(pictures))
+    reports.write_report(
+        args,
+        reports.Report(
+            "infill",
+            "Infill against truth",
+            f"{args.reco} against {args.truth}, {len(truth_events):,} events; errors are statistical, one sigma",
+            figures.headline(summary),
+            figures.sections(summary),
+            pictures,
+            summary,
+            {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made},
+        ),
+    )
 
 
 def detector_of(made: dict[str, Any], file: str) -> Any:

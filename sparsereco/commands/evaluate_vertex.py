@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonargparse
 from jsonargparse.typing import NonNegativeInt
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, reports
 from sparsereco.schema import RECO, TRUTH
 
 if TYPE_CHECKING:
@@ -46,18 +45,16 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
+    cli.set_up_logging(args.quiet, args.verbose)
 
-    from sparsereco import files, plots, report
+    from sparsereco import plots, report
     from sparsereco.baselines import Baselines, baselines
     from sparsereco.events import check_finite, check_same_events, detector_of, has_tree, hits_of, read_provenance
     from sparsereco.io import HITS, read, survey
     from sparsereco.metrics import compare, summarise
     from sparsereco.provenance import environment
 
-    directory = Path(args.output)
-    files.check_directory(directory, args.force)
-    files.check_contents(directory / "figures", report.figures_of(directory / "report.json"))
+    reports.check_output(args)
     reco_sources, truth_sources = survey([args.reco], RECO), survey([args.truth], TRUTH)
     reco, truth = read(args.reco, RECO), read(args.truth, TRUTH)
     check_same_events(reco, truth, args.reco, args.truth)
@@ -79,31 +76,26 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         {"file": source.file, "tree": source.tree, "uuid": source.uuid, "entries": source.entries}
         for source in (*reco_sources, *truth_sources)
     ]
-    provenance = {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made}
-    images = {name: report.render(figure, "png") for name, figure in figures.items()}
-    facts = f"{args.reco} against {args.truth}, {len(truth):,} events; errors are statistical, one standard deviation"
-    sections = report.vertex_sections(summary, images, simple.note)
+    sections = report.vertex_sections(summary, figures, simple.note)
     if args.oracle:
         sections.append(report.limit_section(summary["limit"]))
-    page = report.to_html("Vertex reconstruction against truth", facts, sections, images, provenance)
-    rendered = {f"{name}.png": image for name, image in images.items()}
-    if args.pdf:
-        rendered |= {f"{name}.pdf": report.render(figure, "pdf") for name, figure in figures.items()}
-    numbers = {
-        "system": "vertex",
-        "note": simple.note,
-        **summary,
-        "figures": sorted(rendered),
-        "provenance": provenance,
-    }
-    files.replace_directory(directory / "figures", rendered)
-    files.write_files(directory, {"report.html": page.encode(), "report.json": report.to_json(numbers).encode()})
-
-    common.print_table(facts, report.headline_rows(summary), simple.note)
+    reports.write_report(
+        args,
+        reports.Report(
+            "vertex",
+            "Vertex reconstruction against truth",
+            f"{args.reco} against {args.truth}, {len(truth):,} events; errors are statistical, one standard deviation",
+            report.headline_rows(summary),
+            sections,
+            figures,
+            {"note": simple.note, **summary},
+            {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made},
+            simple.note,
+        ),
+    )
     if args.oracle:
         limit = report.limit_section(summary["limit"])
         common.print_table(limit.text, limit.rows, "", limit.header)
-    log.info("%s: report.html, report.json, %d figures", directory, len(figures))
 
 
 def _limit(

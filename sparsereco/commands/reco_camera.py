@@ -135,7 +135,6 @@ def reconstruct(
 
     from sparsereco.frames import iterate_frames, survey_frames
     from sparsereco.io import RootWriter
-    from sparsereco.provenance import environment
     from sparsereco.schema import FRAMES
 
     writer = RootWriter(args.output, force=args.force)
@@ -167,17 +166,9 @@ def reconstruct(
             inputs.setdefault(frame.file, first)["entry_stop"] = frame.entry + 1
             advance(1)
         writer.provenance(
-            {
-                **environment(record["command"]),
-                "config": record["config"],
-                "chain": chain.provenance(),
-                "pedestal": args.pedestal,
-                "device": device,
-                "seed": args.seed,
-                "inputs": list(inputs.values()),
-                "skipped": [str(error) for error in skipped],
-                "units": FRAMES.units,
-            }
+            common.provenance_of(
+                args, record, chain.provenance(), device, inputs, skipped, FRAMES, pedestal=args.pedestal
+            )
         )
     seconds = time.perf_counter() - clock
     return (

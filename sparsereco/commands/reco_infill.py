@@ -17,8 +17,6 @@ from sparsereco.errors import InputError
 from sparsereco.schema import CHARGE_HITS, INFILL, ChargeBranchNames
 
 if TYPE_CHECKING:
-    import awkward as ak
-
     from sparsereco.infill.chain import InfillChain
     from sparsereco.infill.config import InfillConfig
     from sparsereco.infill.gaps import Gaps, LArDetector
@@ -88,11 +86,8 @@ def check(
 
     detector = read_detector(args.detector)
     roots = [file for file in args.files if not is_hdf5(file)]
-    for source in survey(roots, CHARGE_HITS, names, skipped.append if args.skip_bad_files else None):
-        print(f"{source.file}: tree '{source.tree}', {source.entries:,} events")
-        for branch in CHARGE_HITS.branches:
-            unit = f" [{branch.unit}]" if branch.unit else ""
-            print(f"  {branch.name + unit:15} from {source.names[branch.name] or '(none)'}")
+    on_bad_file = skipped.append if args.skip_bad_files else None
+    common.print_sources(survey(roots, CHARGE_HITS, names, on_bad_file), CHARGE_HITS)
     device = cli.choose_device(args.device)
     chain = load_chain(detector, config, device, args.seed)
     for chunk in chunks(args, names, chain.gaps, [file for file in args.files if is_hdf5(file)], skipped):
@@ -124,8 +119,8 @@ def reconstruct(
     """
     import awkward as ak
 
+    from sparsereco.infill.checks import check_charge_hits
     from sparsereco.io import RootWriter
-    from sparsereco.provenance import environment
 
     detector = read_detector(args.detector)
     writer = RootWriter(args.output, force=args.force)
@@ -138,28 +133,17 @@ def reconstruct(
     with writer, cli.progress("infill", total, "events", args.quiet) as advance:
         writer.create("infill", INFILL)
         for chunk in chunks(args, names, chain.gaps, args.files, skipped):
-            hits = sound_events(chunk, chain.gaps, names, skipped if args.skip_bad_events else None)
+            bad = check_charge_hits(chunk.events, chain.gaps)
+            hits = common.sound_events(chunk, bad, names, CHARGE_HITS, skipped if args.skip_bad_events else None)
             found = chain(hits)
             writer.extend("infill", INFILL, found)
-            first = {"file": chunk.file, "tree": chunk.tree, "uuid": chunk.uuid, "entry_start": chunk.entry_start}
-            inputs.setdefault((chunk.file, chunk.tree), first)["entry_stop"] = chunk.entry_stop
+            common.add_input(inputs, chunk)
             events += len(found)
             voxels += int(ak.count(found["fill_e"]))
             wide += int(ak.sum(ak.any(found["gap_wide"] * (1 - found["gap_alone"]) > 0, axis=1)))
             advance(len(found))
             cli.release_memory()
-        writer.provenance(
-            {
-                **environment(record["command"]),
-                "config": record["config"],
-                "chain": chain.provenance(),
-                "device": device,
-                "seed": args.seed,
-                "inputs": list(inputs.values()),
-                "skipped": [str(error) for error in skipped],
-                "units": INFILL.units,
-            }
-        )
+        writer.provenance(common.provenance_of(args, record, chain.provenance(), device, inputs, skipped, INFILL))
     seconds = time.perf_counter() - clock
     note = f"\n{wide:,} events have gaps filled that are wider than trained (gap_wide)" if wide else ""
     return (
@@ -212,21 +196,6 @@ def chunks(
             if on_bad_file is None:
                 raise
             on_bad_file(error)
-
-
-def sound_events(chunk: Chunk, gaps: Gaps, names: ChargeBranchNames, skipped: list[InputError] | None) -> ak.Array:
-    """The events of a chunk; bad ones stop the run, or lose their hits and join ``skipped`` where that is given."""
-    from sparsereco.infill.checks import check_charge_hits
-    from sparsereco.io import drop_hits
-
-    bad = check_charge_hits(chunk.events, gaps)
-    if not bad:
-        return chunk.events
-    errors = [event.error(chunk, names) for event in bad]
-    if skipped is None:
-        raise errors[0]
-    skipped.extend(errors)
-    return drop_hits(chunk.events, [event.offset for event in bad], CHARGE_HITS)
 
 
 COMMAND = common.Command("missing parts of tracks in liquid argon", TEXT, parser, run)

@@ -16,9 +16,6 @@ from sparsereco.errors import InputError
 from sparsereco.schema import HITS, RECO, BranchNames
 
 if TYPE_CHECKING:
-    import awkward as ak
-
-    from sparsereco.io import Chunk
     from sparsereco.vertex.chain import VertexChain
     from sparsereco.vertex.config import VertexConfig
     from sparsereco.vertex.light import LightYield
@@ -83,11 +80,7 @@ def check(
     """Prints what would be read, and by what it would be reconstructed."""
     from sparsereco.io import survey
 
-    for source in survey(args.files, HITS, names, skip if args.skip_bad_files else None):
-        print(f"{source.file}: tree '{source.tree}', {source.entries:,} events")
-        for branch in HITS.branches:
-            unit = f" [{branch.unit}]" if branch.unit else ""
-            print(f"  {branch.name + unit:15} from {source.names[branch.name] or '(none)'}")
+    common.print_sources(survey(args.files, HITS, names, skip if args.skip_bad_files else None), HITS)
     device = cli.choose_device(args.device)
     chain = load_chain(config, device, args.seed)
     print(f"chain on {device}: {json.dumps(chain.provenance(), indent=2)}")
@@ -114,8 +107,7 @@ def reconstruct(
     """
     import awkward as ak
 
-    from sparsereco.io import RootWriter, iterate, survey
-    from sparsereco.provenance import environment
+    from sparsereco.io import RootWriter, check_hits, iterate, survey
 
     writer = RootWriter(args.output, force=args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
@@ -135,27 +127,21 @@ def reconstruct(
     with writer, cli.progress("vertex", common.selected(total, start, stop), "events", args.quiet) as advance:
         writer.create("reco", RECO)
         for chunk in iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file):
-            hits = sound_events(chunk, config, names, skipped if args.skip_bad_events else None)
+            bad = check_hits(chunk.events, config.detector)
+            hits = common.sound_events(chunk, bad, names, HITS, skipped if args.skip_bad_events else None)
             found = chain(hits)
             writer.extend("reco", RECO, found)
-            first = {"file": chunk.file, "tree": chunk.tree, "uuid": chunk.uuid, "entry_start": chunk.entry_start}
-            inputs.setdefault((chunk.file, chunk.tree), first)["entry_stop"] = chunk.entry_stop
+            common.add_input(inputs, chunk)
             events += len(found)
             vertices += int(ak.count(found["vtx_score"]))
             advance(len(found))
             cli.release_memory()
+        record["config"]["light_scale"] = chain.light_scale
+        told_light = light and dataclasses.asdict(light)
         writer.provenance(
-            {
-                **environment(record["command"]),
-                "config": record["config"] | {"light_scale": chain.light_scale},
-                "chain": chain.provenance(),
-                "light_yield": light and dataclasses.asdict(light),
-                "device": device,
-                "seed": args.seed,
-                "inputs": list(inputs.values()),
-                "skipped": [str(error) for error in skipped],
-                "units": RECO.units,
-            }
+            common.provenance_of(
+                args, record, chain.provenance(), device, inputs, skipped, RECO, light_yield=told_light
+            )
         )
     seconds = time.perf_counter() - clock
     return (
@@ -192,20 +178,6 @@ def told(light: LightYield) -> str:
     if light.usable:
         return f"{found}; signals were divided by it (--light_scale 1 takes them as they are)"
     return f"{found} is no plausible one, taken for nominal; --light_scale sets it"
-
-
-def sound_events(chunk: Chunk, config: VertexConfig, names: BranchNames, skipped: list[InputError] | None) -> ak.Array:
-    """The events of a chunk; bad ones stop the run, or lose their hits and join ``skipped`` where that is given."""
-    from sparsereco.io import check_hits, drop_hits
-
-    bad = check_hits(chunk.events, config.detector)
-    if not bad:
-        return chunk.events
-    errors = [event.error(chunk, names) for event in bad]
-    if skipped is None:
-        raise errors[0]
-    skipped.extend(errors)
-    return drop_hits(chunk.events, [event.offset for event in bad])
 
 
 COMMAND = common.Command("full-detector events to particles", TEXT, parser, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jsonargparse
@@ -120,25 +120,17 @@ def source(args: jsonargparse.Namespace) -> Draw:
     return from_tracks(TrackSource(bank), COMPOSITIONS[args.preset])
 
 
-def bank_parser() -> jsonargparse.ArgumentParser:
-    """Options of `simulate.py lar-bank`."""
-    return common.simulate_parser(BANK_TEXT, "tracks")
-
-
 def run_bank(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Writes a bank."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
-    common.check_number(args.number)
-    if Path(args.output).exists() and not args.force:
-        raise InputError(f"output {args.output} exists already; -f replaces it", file=args.output)
-    if Path(args.output).suffix != ".npz":
-        raise InputError(f"output {args.output}: expected a name that ends in .npz", file=args.output)
     from sparsereco.sim.lartpc import make_segment_bank
 
-    with cli.progress("tracks", args.number, "tracks", args.quiet) as advance:
-        make_segment_bank(args.number, args.seed, advance).save(args.output)
-    log.info("%s: %s tracks", args.output, f"{args.number:,}")
+    common.write_bank(args, make_segment_bank)
 
 
 COMMAND = common.Command("events over the gaps of a liquid-argon detector with their truth", TEXT, parser, run)
-BANK = common.Command("Geant4 tracks in liquid argon for the infill", BANK_TEXT, bank_parser, run_bank)
+BANK = common.Command(
+    "Geant4 tracks in liquid argon for the infill",
+    BANK_TEXT,
+    partial(common.simulate_parser, BANK_TEXT, "tracks"),
+    run_bank,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jsonargparse
@@ -103,25 +104,14 @@ def read_detector(name: str) -> Detector:
     return cli.build(Detector, parser.parse_object(values))
 
 
-def bank_parser() -> jsonargparse.ArgumentParser:
-    """Options of `simulate.py bank`."""
-    return common.simulate_parser(BANK_TEXT, "tracks")
-
-
 def run_bank(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Writes a bank."""
-    log = cli.set_up_logging(args.quiet, args.verbose)
-    common.check_number(args.number)
-    if Path(args.output).exists() and not args.force:
-        raise InputError(f"output {args.output} exists already; -f replaces it", file=args.output)
-    if Path(args.output).suffix != ".npz":
-        raise InputError(f"output {args.output}: expected a name that ends in .npz", file=args.output)
     from sparsereco.sim.geant4 import make_bank
 
-    with cli.progress("tracks", args.number, "tracks", args.quiet) as advance:
-        make_bank(args.number, args.seed, advance).save(args.output)
-    log.info("%s: %s tracks", args.output, f"{args.number:,}")
+    common.write_bank(args, make_bank)
 
 
 COMMAND = common.Command("events of a scintillator-cube detector with their truth", TEXT, parser, run)
-BANK = common.Command("Geant4 tracks for the vertex system", BANK_TEXT, bank_parser, run_bank)
+BANK = common.Command(
+    "Geant4 tracks for the vertex system", BANK_TEXT, partial(common.simulate_parser, BANK_TEXT, "tracks"), run_bank
+)

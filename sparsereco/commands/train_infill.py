@@ -12,8 +12,7 @@ import torch
 
 from sparsereco import checkpoint, cli
 from sparsereco.commands import training
-from sparsereco.commands.common import Command
-from sparsereco.errors import InputError
+from sparsereco.commands.common import Command, check_banks
 from sparsereco.infill.model import Filler, FillerConfig
 from sparsereco.infill.training import TrackStream, calibrate, filler_step
 from sparsereco.sim.lartpc import SegmentBank, TrackSource
@@ -59,10 +58,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the filler."""
     settings = cli.build(FillerTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
-    for bank in (settings.tracks.bank, settings.held_out):
-        if not Path(bank).is_file():
-            make = f"tools/simulate.py lar-bank -o {bank} -n N --seed N"
-            raise InputError(f"there is no bank {bank}; make it with: {make}", file=bank)
+    check_banks([settings.tracks.bank, settings.held_out], "lar-bank")
     training.check_training(settings, args.resume)
     training.in_processes(train_filler, settings, args.resume, args.quiet)
 

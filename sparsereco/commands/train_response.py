@@ -13,7 +13,7 @@ import yaml
 
 from sparsereco import cli, files
 from sparsereco.commands import simulate_vertex
-from sparsereco.commands.common import Command
+from sparsereco.commands.common import Command, check_banks, check_new
 from sparsereco.errors import InputError
 from sparsereco.schema import HITS, BranchNames
 
@@ -67,15 +67,11 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     names = cli.build(BranchNames, args.branches, "branches.")
     log = cli.set_up_logging(args.quiet, args.verbose)
     output = Path(args.output)
-    if output.exists() and not args.force:
-        raise InputError(f"output {output} exists already; -f replaces it", file=str(output))
+    check_new(args.output, args.force)
     for name in ("max_events", "simulated"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(args, name)}")
-    if not Path(args.bank).is_file():
-        raise InputError(
-            f"there is no bank {args.bank}; make it with: tools/simulate.py bank -o {args.bank} -n N --seed N"
-        )
+    check_banks([args.bank])
     detector = simulate_vertex.read_detector(args.response)
 
     import torch

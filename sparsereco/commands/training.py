@@ -17,6 +17,7 @@ import torch.multiprocessing
 from torch import nn
 
 from sparsereco import checkpoint, cli
+from sparsereco.commands.common import check_banks
 from sparsereco.errors import InputError
 from sparsereco.train import fit
 
@@ -45,9 +46,7 @@ def check_training(settings: Any, resume: bool, banks: Iterable[str] = ()) -> No
         InputError: a bank or the last checkpoint is missing, the network to start from is another one, or a batch
             cannot be shared by the processes.
     """
-    for bank in banks:
-        if not Path(bank).is_file():
-            raise InputError(f"there is no bank {bank}; make it with: tools/simulate.py bank -o {bank} -n N --seed N")
+    check_banks(banks)
     if settings.start and checkpoint.metadata(settings.start)["config"] != json.loads(
         json.dumps(dataclasses.asdict(settings.network))
     ):

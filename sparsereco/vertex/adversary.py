@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sparsereco import ops
 from sparsereco.detector import Detector
+from sparsereco.geometry import across
 from sparsereco.sim.compose import Particles, TrackBank, deposits, random_rotations
 from sparsereco.sim.response import quenched
 from sparsereco.vertex.crop import HALF
-from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig, across
+from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
 
 SIDE = 2 * HALF + 1
 

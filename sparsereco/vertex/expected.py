@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sparsereco import ops
 from sparsereco.detector import Response
+from sparsereco.geometry import across
 from sparsereco.vertex.crop import HALF
-from sparsereco.vertex.generator import Generator, across
+from sparsereco.vertex.generator import Generator
 from sparsereco.vertex.hadrons import SPECIES
 
 SIDE = 2 * HALF + 1

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.geometry import across
 from sparsereco.vertex.expected import SOFT, STEPS, WIDE, ExpectedLight
-from sparsereco.vertex.generator import across
 from sparsereco.vertex.likelihood import variance, voxel_loss
 from sparsereco.vertex.parameters import (
     COMMON,

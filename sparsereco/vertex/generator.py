@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import softplus
 
+from sparsereco.geometry import across
 from sparsereco.kinematics import MASSES, MUON, energy_of_range, stopping_power, track_range
 from sparsereco.vertex.hadrons import SPECIES
 
@@ -71,13 +72,6 @@ class Shower:
     def light(self, light_yield: Tensor | float, birks: Tensor | float) -> Tensor:
         """(P, D) photo-electrons, by Birks' law; units as in `detector.Response`."""
         return light_yield * self.energy / (1 + birks * self.dedx)
-
-
-def across(direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Two unit vectors at right angles to directions (..., 3) and to each other."""
-    side = torch.zeros_like(direction).scatter(-1, direction.abs().argmin(-1, keepdim=True), 1.0)
-    u = normalize(torch.linalg.cross(side, direction), dim=-1)
-    return u, torch.linalg.cross(direction, u)
 
 
 class Generator(nn.Module):

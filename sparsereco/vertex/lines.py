@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.geometry import across
 from sparsereco.vertex.crop import HALF, distance
 from sparsereco.voxels import Voxels, rows_of
 
@@ -111,9 +112,7 @@ def _principal_axis(hits: _Hits, point: Tensor, direction: Tensor) -> tuple[Tens
 def _by_path_length(hits: _Hits, point: Tensor, direction: Tensor, light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Four damped Gauss-Newton steps in two shifts and two slopes; the light per length is fitted along."""
     pivot = point + (_PIVOT - (point * direction).sum(1, keepdim=True)) * direction
-    side = torch.zeros_like(direction).scatter(1, direction.abs().argmin(1, keepdim=True), 1.0)
-    u = normalize(torch.linalg.cross(direction, side), dim=1)
-    v = torch.linalg.cross(direction, u)
+    u, v = across(direction)
 
     def line(moved: Tensor) -> tuple[Tensor, Tensor]:
         tilted = direction + moved[:, 2:3] * u + moved[:, 3:] * v

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.geometry import across
 from sparsereco.vertex.crop import Crops
 from sparsereco.vertex.expected import LEAST, MOST, ExpectedLight
-from sparsereco.vertex.generator import across
 from sparsereco.vertex.hadrons import MAX_HADRONS, Decomposition
 from sparsereco.vertex.likelihood import TRACK_LIGHT
 from sparsereco.voxels import rank_in_group
