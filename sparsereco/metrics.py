@@ -40,6 +40,8 @@ NEAR_VERTEX = 20.0
 """A vertex closer to the true one than this counts as found [mm]."""
 FAST_HADRON = 20.0
 """Hadrons above this true kinetic energy [MeV] enter the headline angle; slower ones often stay in one voxel."""
+LONG_HADRON = 10.0
+"""Hadrons above this true kinetic energy [MeV] enter the headline species; slower ones all look alike."""
 RAYLEIGH_68 = float(np.sqrt(-2 * np.log(1 - ONE_SIGMA)))
 """68.27 % of the angles lie within this many standard errors per transverse axis (1.515)."""
 RANGE_EDGES = np.array([0, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100])
@@ -179,6 +181,10 @@ def headline(comparison: Comparison, energy_baselines: Mapping[str, np.ndarray])
         rows.append((f"total energy, spread of the best baseline ({best})", "MeV", spreads[best]))
         ratio = spread_ratio(total, energy_baselines[best] - comparison.true_total)
         rows.append(("total energy, spread over that of the best baseline", "", ratio))
+    long = matched & (pairs.true_ke > LONG_HADRON)
+    if len(np.unique(pairs.true_pdg[long])) > 1:
+        right = fraction((pairs.true_pdg == pairs.reco_pdg)[long])
+        rows.append((f"species right, hadrons above {LONG_HADRON:.0f} MeV", "%", _percent(right)))
     angles = median(np.degrees(pairs.angle[fast]))
     rows.append((f"direction of hadrons above {FAST_HADRON:.0f} MeV, median", "deg", angles))
     return [{"name": name, "unit": unit, "estimate": estimate} for name, unit, estimate in rows]
