@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sparsereco.camera.chain import CameraChain
     from sparsereco.detector import Detector, Response
+    from sparsereco.records import read
     from sparsereco.vertex.chain import VertexChain
     from sparsereco.voxels import Voxels
 
 __version__ = "0.1.0"
-__all__ = ["CameraChain", "Detector", "Response", "VertexChain", "Voxels", "__version__"]
+__all__ = ["CameraChain", "Detector", "Response", "VertexChain", "Voxels", "__version__", "read"]
 
 _HOMES = {
     "CameraChain": "sparsereco.camera.chain",
@@ -23,6 +24,7 @@ _HOMES = {
     "Response": "sparsereco.detector",
     "VertexChain": "sparsereco.vertex.chain",
     "Voxels": "sparsereco.voxels",
+    "read": "sparsereco.records",
 }
 
 
