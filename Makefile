@@ -13,7 +13,7 @@ CUDA_TORCH := 2.14.1
 CUDA_READY := $(CUDA_VENV)/.torch-$(CUDA_TORCH)
 CUDA_PYTHON := $(CUDA_VENV)/bin/python
 
-.PHONY: help setup demo test lint cuda-check cuda clean
+.PHONY: help setup demo test docs lint cuda-check cuda clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,9 @@ demo: $(READY) ## Reconstruct the sample that ships with the project; report and
 
 test: $(READY) ## Run the test suite
 	$(PYTHON) -m pytest
+
+docs: $(READY) ## Build the pages of docs/ into build/docs; a warning is an error
+	$(PYTHON) -m sphinx -q -W --keep-going docs build/docs
 
 lint: $(READY) ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check

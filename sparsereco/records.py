@@ -30,11 +30,12 @@ def read(file: str | Path) -> ak.Array:
     Returns:
         One record per event with ``run``, ``subrun``, ``event`` and four lists of records:
 
-        - ``vertices``: 3D vectors [mm] with standard errors ``sx``, ``sy``, ``sz``, and ``score``, ``deviance``, ``ndf``;
+        - ``vertices``: 3D vectors [mm] with standard errors ``sx``, ``sy``, ``sz``, and ``score``, ``deviance``,
+          ``ndf``;
         - ``particles``: momentum 4D vectors [MeV] with ``vtx`` (index in ``vertices``), ``pdg``, ``score``, ``ke``,
           ``ke_err`` [MeV], ``dir_err`` [rad], in descending energy per vertex;
-        - ``tracks``: ``point`` [mm] and ``direction``, 3D vectors, where a track leaves the crop, with ``vtx`` and ``ke``
-          [MeV], -1 where that is unknown;
+        - ``tracks``: ``point`` [mm] and ``direction``, 3D vectors, where a track leaves the crop, with ``vtx`` and
+          ``ke`` [MeV], -1 where that is unknown;
         - ``images``: 3D vectors, the centres of voxels [mm], with the light ``pe`` of ``part``, an index in
           ``particles``, or -1 - t for track t.
 
