@@ -48,7 +48,7 @@ class SelectorTraining:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the selector."""
-    settings = cli.build(SelectorTraining, args)
+    settings = training.settings_of(SelectorTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
     training.check_training(settings, args.resume)
     training.in_processes(train_selector, settings, args.resume, args.quiet)

@@ -56,7 +56,7 @@ class FillerTraining:
 
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the filler."""
-    settings = cli.build(FillerTraining, args)
+    settings = training.settings_of(FillerTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
     check_banks([settings.tracks.bank, settings.held_out], "lar-bank")
     training.check_training(settings, args.resume)

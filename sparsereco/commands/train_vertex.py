@@ -103,7 +103,7 @@ class GeneratorTraining:
 
 def run_finder(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the finder."""
-    settings = cli.build(FinderTraining, args)
+    settings = training.settings_of(FinderTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
     training.check_training(settings, args.resume, [settings.events.bank])
     training.in_processes(train_finder, settings, args.resume, args.quiet)
@@ -125,7 +125,7 @@ def train_finder(rank: int, settings: FinderTraining, resume: bool, quiet: bool)
 
 def run_decomposer(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the decomposer."""
-    settings = cli.build(DecomposerTraining, args)
+    settings = training.settings_of(DecomposerTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
     training.check_training(settings, args.resume, [settings.events.bank, settings.held_out])
     training.in_processes(train_decomposer, settings, args.resume, args.quiet)
@@ -155,7 +155,7 @@ def train_decomposer(rank: int, settings: DecomposerTraining, resume: bool, quie
 
 def run_generator(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Trains the generator against its critic."""
-    settings = cli.build(GeneratorTraining, args)
+    settings = training.settings_of(GeneratorTraining, args)
     cli.set_up_logging(args.quiet, args.verbose)
     training.check_training(settings, args.resume, [settings.images.bank])
     training.in_processes(train_generator, settings, args.resume, args.quiet)

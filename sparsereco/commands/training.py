@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from sparsereco.errors import InputError
 from sparsereco.train import fit
 
 Model = TypeVar("Model", bound=nn.Module)
+Settings = TypeVar("Settings")
 
 
 def training_parser(text: str, settings: type[Any]) -> jsonargparse.ArgumentParser:
@@ -32,6 +34,13 @@ def training_parser(text: str, settings: type[Any]) -> jsonargparse.ArgumentPars
     parser.add_class_arguments(settings, nested_key=None)
     cli.add_verbosity(parser)
     return parser
+
+
+def settings_of(kind: type[Settings], args: jsonargparse.Namespace) -> Settings:
+    """The settings of a training; under torchrun, the number of processes is what that has started."""
+    settings = cli.build(kind, args)
+    started = os.environ.get("WORLD_SIZE") if dist.is_torchelastic_launched() else None
+    return settings if started is None else dataclasses.replace(settings, processes=int(started))  # type: ignore[type-var]
 
 
 def check_training(settings: Any, resume: bool, banks: Iterable[str] = ()) -> None:
@@ -62,11 +71,16 @@ def check_training(settings: Any, resume: bool, banks: Iterable[str] = ()) -> No
 def in_processes(work: Callable[..., None], settings: Any, *arguments: Any) -> None:
     """Runs ``work(rank, settings, *arguments)`` in the processes of a training, which know each other.
 
+    They are started here, or were by torchrun, on several machines perhaps.
+
     Args:
         work: a function of a module, so that other processes can find it.
         settings: of the training.
         arguments: further ones.
     """
+    if dist.is_torchelastic_launched():
+        _join_in(int(os.environ["RANK"]), work, "env://", settings, arguments)
+        return
     with tempfile.TemporaryDirectory() as meeting:
         passed = (work, f"file://{meeting}/store", settings, arguments)
         torch.multiprocessing.spawn(_join_in, passed, nprocs=settings.processes)  # type: ignore[attr-defined]
