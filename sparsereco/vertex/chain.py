@@ -98,9 +98,7 @@ class VertexChain:
             generator = checkpoint.load(path, Generator, GeneratorConfig)
             self._paths["generator"] = path
             detector = self.config.detector
-            light_nuclei = self.config.decomposer.light_nuclei
-            settings = self.config.refine
-            self.refiner = Refiner(generator, detector.response, detector.pitch, settings, light_nuclei, device)
+            self.refiner = Refiner(generator, detector.response, detector.pitch, self.config.refine, device)
 
     def __call__(self, events: ak.Array) -> ak.Array:
         """Reconstructs events; each is treated on its own, whatever else is in the array.

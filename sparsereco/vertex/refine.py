@@ -52,11 +52,10 @@ from sparsereco.vertex.parameters import (
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 
-_CALIBRATION = {False: (2.24, 1.82, 1.31), True: (2.26, 1.96, 1.27)}
-"""Errors of vertex, energy and direction are multiplied by these, so that 68 % intervals hold 68 %: where all hadrons
-are protons, and where there may be light nuclei.
+_CALIBRATION = (2.25, 1.0), (1.76, 1.1), (0.965, 0.8)
+"""Factor and exponent that make errors of vertex [voxels], energy [MeV] and direction [rad] hold 68 % of the truths.
 
-Each is the spread of the pull, times the factor before, on conf1 and on conf2, ideal: 2,000 events of
+Fitted to the pulls of conf1 and of conf2, ideal, where the exponents make one pair serve both: 2,000 events each of
 `tools/simulate.py vertex --seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too
 small because the true posterior has more optima than the starts find.
 """
@@ -83,7 +82,6 @@ class Refiner:
             scaled to what leaving tracks show, as `VertexChain.measure_light` does.
         pitch: edge of a voxel [mm].
         settings: the budget.
-        light_nuclei: whether hadrons may be deuterons and tritons; the errors depend on it.
         device: of the fits.
     """
 
@@ -93,11 +91,9 @@ class Refiner:
         response: Response,
         pitch: float,
         settings: RefineSettings,
-        light_nuclei: bool = False,
         device: str = "cpu",
     ) -> None:
         self.settings, self.response = settings, response
-        self.calibration = _CALIBRATION[light_nuclei]
         self.expected = ExpectedLight(generator, response, pitch, device)
         self.fitter = Fitter(self.expected, response.threshold)
 
@@ -189,7 +185,12 @@ class Refiner:
         slot = row[found.crop].clamp(min=0), found.step
         mine = (row[found.crop] >= 0) & fitted[slot[0]]
         own = error[:, COMMON:].view(*state.ke.shape, HADRON)[slot]
-        scale = torch.tensor(self.calibration)
+        vertex_err, ke_err, dir_err = (
+            factor * size**power
+            for (factor, power), size in zip(
+                _CALIBRATION, (error[fitted, :3], own[:, 0], (own[:, 1] * own[:, 2]).sqrt()), strict=True
+            )
+        )
 
         def taken(value: Tensor, old: Tensor) -> Tensor:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
@@ -198,11 +199,11 @@ class Refiner:
         result = replace(
             found,
             vertex=found.vertex.index_copy(0, some, state.vertex[fitted]),
-            vertex_err=found.vertex_err.index_copy(0, some, scale[0] * error[fitted, :3]),
+            vertex_err=found.vertex_err.index_copy(0, some, vertex_err),
             ke=taken(state.ke[slot], found.ke),
-            ke_err=taken(scale[1] * own[:, 0], found.ke_err),
+            ke_err=taken(ke_err, found.ke_err),
             direction=taken(state.direction[slot], found.direction),
-            dir_err=taken(scale[2] * (own[:, 1] * own[:, 2]).sqrt(), found.dir_err),
+            dir_err=taken(dir_err, found.dir_err),
             share=self._shares(crops, found, row, fitted, problem, state),
         )
         deviance, measured = self._deviance(problem, state)
