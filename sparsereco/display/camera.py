@@ -5,6 +5,7 @@ The frame is drawn in macro-pixels of 4 x 4, as the chain sees it, and pixel by 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,10 +45,9 @@ def camera_event(image: Image | None, reco: ak.Record | None, truth: ak.Record |
         traces.append(_macro(image))
         places["whole frame"] = _box(0, image.shape[1] - 1, 0, image.shape[0] - 1)
     if reco is not None:
-        first = ak.to_numpy(reco.sc_redpix_begin)
-        ends = np.append(first[1:], len(reco.redpix_ix)).astype(int)
+        bounds = np.append(ak.to_numpy(reco.sc_redpix_begin), len(reco.redpix_ix)).tolist()
+        mine = [slice(low, high) for low, high in itertools.pairwise(bounds)]
         x, y, hit = (ak.to_numpy(reco[f"redpix_{name}"]) for name in ("ix", "iy", "hit"))
-        mine = [slice(low, high) for low, high in zip(first.tolist(), ends.tolist(), strict=True)]
         if image is not None:
             traces += [_fine(image, x[one], y[one]) for one in mine[:MOST] if len(x[one])]
         chosen = [outline(x[one][hit[one] > 0], y[one][hit[one] > 0]) for one in mine]

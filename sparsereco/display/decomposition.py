@@ -197,9 +197,9 @@ def static_figure(one: Decomposition, title: str) -> Figure:
     figure = Figure(figsize=(1.75 * columns + 1.2, 5.9), layout="constrained")
     axes_of = figure.subplots(len(PROJECTIONS), columns, squeeze=False)
     norm = LogNorm(max(float(light.min(initial=1)), 1.0), max(float(light.max(initial=10)), 10.0))
-    for row, axes in zip(axes_of, PROJECTIONS, strict=True):
+    for i, axes in enumerate(PROJECTIONS):
         right, up = ("xyz".index(axis) for axis in axes)
-        for ax, (name, image) in zip(row, one.panels, strict=True):
+        for j, (ax, (name, image)) in enumerate(zip(axes_of[i], one.panels, strict=True)):
             flat = project(image, axes)
             low, high = np.array(one.lower), np.array(one.lower) + np.array(image.shape) * one.pitch
             extent = (low[right], high[right], low[up], high[up])
@@ -209,11 +209,11 @@ def static_figure(one: Decomposition, title: str) -> Figure:
             )
             shown = np.ma.masked_where(np.abs(flat) < LEAST, flat)
             mesh = ax.imshow(shown, origin="lower", extent=extent, interpolation="nearest", **scale)
-            ax.tick_params(labelsize=6, labelleft=ax is row[0])
+            ax.tick_params(labelsize=6, labelleft=j == 0)
             ax.set_xlabel(f"{axes[0]} [mm]", fontsize=7)
-            if ax is row[0]:
+            if j == 0:
                 ax.set_ylabel(f"{axes[1]} [mm]", fontsize=7)
-            if row is axes_of[0]:
+            if i == 0:
                 ax.set_title(f"{name}\n{image.sum():,.0f} p.e.", fontsize=8)
             if signed:
                 residual = mesh

@@ -126,7 +126,7 @@ def place(centre: Points, half: Points, scenes: tuple[str, ...] = ("scene",), si
         scenes: that show it.
         size: of its longest edge on the screen.
     """
-    ratio = dict(zip("xyz", numbers(size * half / half.max()), strict=True))
+    ratio = dict(zip("xyz", numbers(size * half / half.max(), 6), strict=True))
     ranges = {f"{axis}axis.range": numbers([c - h, c + h]) for axis, c, h in zip("xyz", centre, half, strict=True)}
     return {f"{one}.{key}": value for one in scenes for key, value in {**ranges, "aspectratio": ratio}.items()}
 
