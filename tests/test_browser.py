@@ -33,8 +33,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no chromium: apt-get install chromium")
-    options = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader"]
-    options.append("--enable-unsafe-swiftshader")
+    options = ["--no-sandbox", "--disable-background-networking"]  # root has no sandbox
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
         yield browser

@@ -20,26 +20,27 @@ const LIT = {
 
 function cubes({ voxels, edge, log, label, ...rest }, event) {
   const { x, y, z, value, share, unit } = event.voxels[voxels];
-  const mesh = { ...LIT, showlegend: true, hoverinfo: "text", ...rest, type: "mesh3d", hovertext: [] };
-  for (const key of "xyzijk") mesh[key] = [];
-  if (!rest.color) mesh.intensity = [];
-  for (let n = 0; n < x.length; n++) {
-    const half = (edge / 2) * (share ? Math.cbrt(share[n]) : 1);
-    const place = [x[n], y[n], z[n]].map((c) => c.toFixed(0)).join(", ");
-    const part = share && rest.color ? `, ${(100 * share[n]).toFixed(0)} % of the voxel` : "";
-    const text = `${label}<br>${value[n].toPrecision(4)} ${unit}${part}<br>(${place}) mm`;
-    for (const [a, b, c] of CORNERS) {
-      mesh.x.push(x[n] + half * a);
-      mesh.y.push(y[n] + half * b);
-      mesh.z.push(z[n] + half * c);
-      mesh.hovertext.push(text);
-      mesh.intensity?.push(log ? Math.log10(Math.max(value[n], 1e-3)) : value[n]);
-    }
-    for (const [a, b, c] of TRIANGLES) {
-      mesh.i.push(8 * n + a);
-      mesh.j.push(8 * n + b);
-      mesh.k.push(8 * n + c);
-    }
+  const n = x.length;
+  const mesh = { ...LIT, showlegend: true, hoverinfo: "text", ...rest, type: "mesh3d", hovertext: new Array(8 * n) };
+  for (const key of "xyz") mesh[key] = new Float32Array(8 * n);
+  for (const key of "ijk") mesh[key] = new Uint32Array(12 * n);
+  if (!rest.color) mesh.intensity = new Float32Array(8 * n);
+  for (let cube = 0; cube < n; cube++) {
+    const half = (edge / 2) * (share ? Math.cbrt(share[cube]) : 1);
+    const place = [x[cube], y[cube], z[cube]].map((c) => c.toFixed(0)).join(", ");
+    const part = share && rest.color ? `, ${(100 * share[cube]).toFixed(0)} % of the voxel` : "";
+    const text = `${label}<br>${value[cube].toPrecision(4)} ${unit}${part}<br>(${place}) mm`;
+    CORNERS.forEach(([a, b, c], n) => {
+      const corner = 8 * cube + n;
+      mesh.x[corner] = x[cube] + half * a;
+      mesh.y[corner] = y[cube] + half * b;
+      mesh.z[corner] = z[cube] + half * c;
+      mesh.hovertext[corner] = text;
+      if (mesh.intensity) mesh.intensity[corner] = log ? Math.log10(Math.max(value[cube], 1e-3)) : value[cube];
+    });
+    TRIANGLES.forEach((corners, n) => {
+      [mesh.i[12 * cube + n], mesh.j[12 * cube + n], mesh.k[12 * cube + n]] = corners.map((c) => 8 * cube + c);
+    });
   }
   return mesh;
 }
