@@ -1,4 +1,4 @@
-"""Displays and reports in a real browser: they load without errors, their switches work, their numbers are the file's."""
+"""Displays and reports in a real browser: no errors on loading, switches that work, and the numbers of the file."""
 
 from __future__ import annotations
 

@@ -1,21 +1,12 @@
 #!/usr/bin/env python3
-"""Draws events as one self-contained HTML page. `tools/display.py vertex --help` lists the options."""
+"""The same as `sparsereco display`, from a checkout."""
 
 from __future__ import annotations
 
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import display_camera, display_infill, display_vertex
-from sparsereco.commands.common import dispatch
-
-SYSTEMS = {"vertex": display_vertex.COMMAND, "camera": display_camera.COMMAND, "infill": display_infill.COMMAND}
-
-
-def run(argv: list[str]) -> None:
-    """Parses the command line and draws."""
-    dispatch(__doc__, "system", SYSTEMS, argv)
-
+from sparsereco.commands.display import run
 
 if __name__ == "__main__":
     sys.exit(cli.main(run))
