@@ -24,7 +24,7 @@ demo: $(READY) ## Reconstruct the sample that ships with the project; report and
 	@mkdir -p demo
 	$(PYTHON) tools/reco.py vertex $(SAMPLE) -o demo/reco.root -f
 	$(PYTHON) tools/evaluate.py vertex demo/reco.root $(SAMPLE) -o demo/report -f
-	$(PYTHON) tools/display.py demo/reco.root --hits $(SAMPLE) --event 0 -o demo/event.html -f
+	$(PYTHON) tools/display.py vertex demo/reco.root --hits $(SAMPLE) -o demo/event.html -f
 
 test: $(READY) ## Run the test suite
 	$(PYTHON) -m pytest

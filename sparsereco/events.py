@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import awkward as ak
 import numpy as np
@@ -111,39 +111,81 @@ def hits_of(sources: list[Source], events: ak.Array) -> Iterator[ak.Array]:
         raise InputError(f"tree 'hits' of {names} has {start:,} events, expected {len(events):,} as in the truth")
 
 
-def find_event(file: str, schema: Schema, key: str) -> ak.Record:
-    """One event of a file, without reading the others.
+def find_events(files: Sequence[str], schemas: Sequence[Schema], key: str | None, n: int) -> list[dict[str, ak.Record]]:
+    """Events with all that some files know of them, without reading the others.
 
     Args:
-        file: path of the file.
-        schema: of the tree to read.
-        key: the event number, or ``RUN:SUBRUN:EVENT`` where the number alone is not unique.
+        files: paths.
+        schemas: of the trees to look for; a tree is taken from the first file that has it.
+        key: the number of the first event, or ``RUN:SUBRUN:EVENT`` where the number alone is not unique; None for the
+            first one of the first tree that is there.
+        n: at most so many events, consecutive in that tree.
+
+    Returns:
+        For each event its record in each tree, by the name of the tree.
 
     Raises:
-        InputError: the key is no event of the file, or more than one.
+        InputError: none of the trees is there, the key is no event or more than one, or a tree lacks an event.
     """
+    where = {schema.tree: file for schema in schemas for file in reversed(files) if has_tree(file, schema)}
+    there = [schema for schema in schemas if schema.tree in where]
+    if not there:
+        trees = ", ".join(schema.tree for schema in schemas)
+        raise InputError(f"none of the trees {trees} in {' and '.join(files)}")
+    events: list[dict[str, ak.Record]] = []
+    for schema in there:
+        file = where[schema.tree]
+        ids = _read_ids(file, schema)
+        if events:
+            entries = [
+                _entry(ids, [int(event[name]) for name in EVENT_ID], file, schema) for event in map(_any, events)
+            ]
+        else:
+            first = 0 if key is None else _entry(ids, _parse(key), file, schema)
+            entries = list(range(first, min(first + n, len(ids))))
+            if not entries:
+                raise InputError(f"tree '{schema.tree}' of {file} is empty", file=file, tree=schema.tree)
+            events = [{} for _ in entries]
+        for event, entry in zip(events, entries, strict=True):
+            chunk = next(iterate([f"{file}:{schema.tree}"], schema, entry_start=entry, entry_stop=entry + 1))
+            event[schema.tree] = chunk.events[0]
+    return events
+
+
+def _any(event: dict[str, ak.Record]) -> ak.Record:
+    return next(iter(event.values()))
+
+
+def _read_ids(file: str, schema: Schema) -> np.ndarray:
+    """(N, 3) run, subrun and event numbers of a tree."""
+    ids = read(file, Schema(schema.tree, HITS.scalars, {}), schema.tree)
+    return np.stack([ak.to_numpy(ids[name]) for name in EVENT_ID], axis=1)
+
+
+def _parse(key: str) -> list[int]:
+    """The numbers of ``EVENT`` or ``RUN:SUBRUN:EVENT``."""
     parts = key.split(":")
     if len(parts) not in (1, 3) or not all(part.lstrip("-").isdecimal() for part in parts):
         raise InputError(f"expected an event as NUMBER or RUN:SUBRUN:NUMBER, got '{key}'", value=key)
-    only_ids = Schema(schema.tree, HITS.scalars, {})
-    ids = read(file, only_ids, schema.tree)
-    chosen = np.ones(len(ids), bool)
-    for name, part in zip(EVENT_ID[-len(parts) :], parts, strict=True):
-        chosen &= ak.to_numpy(ids[name]) == int(part)
-    entries = np.flatnonzero(chosen)
+    return [int(part) for part in parts]
+
+
+def _entry(ids: np.ndarray, wanted: list[int], file: str, schema: Schema) -> int:
+    """The one entry with the event number, or with all three numbers, that are wanted."""
+    entries = np.flatnonzero((ids[:, -len(wanted) :] == wanted).all(1))
+    key = ":".join(map(str, wanted))
     if len(entries) == 0:
-        known = f"its numbers go from {ak.min(ids.event)} to {ak.max(ids.event)}" if len(ids) else "it is empty"
+        known = f"its numbers go from {ids[:, 2].min()} to {ids[:, 2].max()}" if len(ids) else "it is empty"
         raise InputError(f"no event {key} in tree '{schema.tree}' of {file}; {known}", file=file, value=key)
     if len(entries) > 1:
-        known = ", ".join(":".join(str(ids[name][e]) for name in EVENT_ID) for e in entries[:3])
+        known = ", ".join(":".join(map(str, row)) for row in ids[entries[:3]].tolist())
         raise InputError(
             f"event {key} occurs {len(entries)} times in tree '{schema.tree}' of {file}, first as {known}; "
             "give RUN:SUBRUN:NUMBER",
             file=file,
             value=key,
         )
-    entry = int(entries[0])
-    return next(iterate([f"{file}:{schema.tree}"], schema, entry_start=entry, entry_stop=entry + 1)).events[0]
+    return int(entries[0])
 
 
 def read_provenance(file: str) -> dict:

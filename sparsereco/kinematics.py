@@ -9,7 +9,8 @@ import numpy as np
 
 MUON = 13
 NAMES = {
-    2212: "p", 1000010020: "d", 1000010030: "t", 1000020040: "alpha", 211: "pi+", -211: "pi-", 13: "mu-", -13: "mu+"
+    2212: "p", 1000010020: "d", 1000010030: "t", 1000020040: "alpha", 211: "pi+", -211: "pi-", 13: "mu-", -13: "mu+",
+    11: "e-", -11: "e+",
 }  # fmt: skip
 """How a PDG code is written in tables and figures."""
 MASSES = {

@@ -1,21 +1,12 @@
 #!/usr/bin/env python3
-"""Makes input files of other formats. `tools/convert.py csv --help` lists the options."""
+"""The same as `sparsereco convert`, from a checkout."""
 
 from __future__ import annotations
 
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import convert_csv, convert_edepsim
-from sparsereco.commands.common import dispatch
-
-FORMATS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND}
-
-
-def run(argv: list[str]) -> None:
-    """Parses the command line and converts."""
-    dispatch(__doc__, "format", FORMATS, argv)
-
+from sparsereco.commands.convert import run
 
 if __name__ == "__main__":
     sys.exit(cli.main(run))

@@ -1,31 +1,12 @@
 #!/usr/bin/env python3
-"""Trains a stage on simulated events, or fits a response to measured ones.
-
-`tools/train.py finder --help` lists the options of a stage.
-"""
+"""The same as `sparsereco train`, from a checkout."""
 
 from __future__ import annotations
 
 import sys
 
 from sparsereco import cli
-from sparsereco.commands import train_camera, train_infill, train_response, train_vertex
-from sparsereco.commands.common import dispatch
-
-STAGES = {
-    "finder": train_vertex.FINDER,
-    "decomposer": train_vertex.DECOMPOSER,
-    "generator": train_vertex.GENERATOR,
-    "response": train_response.COMMAND,
-    "filler": train_infill.COMMAND,
-    "selector": train_camera.SELECTOR,
-}
-
-
-def run(argv: list[str]) -> None:
-    """Parses the command line and trains."""
-    dispatch(__doc__, "stage", STAGES, argv)
-
+from sparsereco.commands.train import run
 
 if __name__ == "__main__":
     sys.exit(cli.main(run))

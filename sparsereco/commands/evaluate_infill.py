@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jsonargparse
 
@@ -54,7 +54,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
 
     from sparsereco.events import check_finite, check_same_events, read_provenance
     from sparsereco.infill import figures, metrics
-    from sparsereco.infill.gaps import Gaps
+    from sparsereco.infill.gaps import Gaps, detector_of
     from sparsereco.io import read, survey
     from sparsereco.provenance import environment
 
@@ -69,7 +69,10 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             f"{args.truth}: nothing is missing in any of its {len(truth_events):,} events", file=args.truth
         )
     made = read_provenance(reco_sources[0].file)
-    gaps = Gaps(detector_of(made, args.reco))
+    detector = detector_of(made, args.reco)
+    if detector is None:
+        raise InputError(f"{args.reco}: its provenance describes no detector", file=args.reco)
+    gaps = Gaps(detector)
     hit_events = read(truth_sources[0].file, CHARGE_HITS, "hits")
     check_same_events(hit_events, truth_events, f"tree 'hits' of {args.truth}", "the truth")
 
@@ -117,24 +120,6 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             {**environment(["evaluate.py", *argv]), "inputs": inputs, "reconstruction": made},
         ),
     )
-
-
-def detector_of(made: dict[str, Any], file: str) -> Any:
-    """The detector that a reconstruction was made for, from its provenance."""
-    from sparsereco.infill.gaps import Channels, ChargeResponse, LArDetector
-
-    try:
-        values = made["chain"]["detector"]
-        return LArDetector(
-            tuple(values["size"]),
-            tuple(map(tuple, values["centres"])),
-            values["pitch"],
-            tuple(map(tuple, values["dead"])),
-            Channels(**values["channels"]),
-            ChargeResponse(**values["response"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: its provenance describes no detector: {error}", file=file) from error
 
 
 def voxels_of(events: ak.Array, prefix: str, gaps: Gaps) -> VoxelSet:

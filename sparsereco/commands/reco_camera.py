@@ -61,22 +61,27 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
 
 
 def load_pedestal(args: jsonargparse.Namespace) -> Pedestal:
-    """The pedestal of the command line: read, or measured on the frames of a run."""
-    from sparsereco.camera.pedestal import measure_pedestal, read_pedestal, write_pedestal
-    from sparsereco.frames import iterate_frames, survey_frames
+    """The pedestal of the command line, written where that is asked for."""
+    from sparsereco.camera.pedestal import write_pedestal
 
-    path = args.pedestal
-    if path is None:
+    if args.pedestal is None:
         raise InputError("no pedestal given: expected --pedestal FILE, a pedmap file or frames of a pedestal run")
-    if Path(path).suffix == ".root" and not is_run(path):
-        pedestal = read_pedestal(path)
-    else:
-        total = sum(file.entries for file in survey_frames([path]))
-        with cli.progress("pedestal", total, "frames", args.quiet) as advance:
-            pedestal = measure_pedestal(counted(iterate_frames([path]), advance))
+    pedestal = read_or_measure(args.pedestal, args.quiet)
     if args.save_pedestal is not None:
         write_pedestal(args.save_pedestal, pedestal, args.force)
     return pedestal
+
+
+def read_or_measure(path: str, quiet: bool) -> Pedestal:
+    """A pedestal from a file with one, or from the frames of a run."""
+    from sparsereco.camera.pedestal import measure_pedestal, read_pedestal
+    from sparsereco.frames import iterate_frames, survey_frames
+
+    if Path(path).suffix == ".root" and not is_run(path):
+        return read_pedestal(path)
+    total = sum(file.entries for file in survey_frames([path]))
+    with cli.progress("pedestal", total, "frames", quiet) as advance:
+        return measure_pedestal(counted(iterate_frames([path]), advance))
 
 
 def is_run(path: str) -> bool:

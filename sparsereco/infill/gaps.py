@@ -11,6 +11,7 @@ import csv
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,28 @@ class LArDetector:
     def centre(self, index: NDArray) -> NDArray:
         """Centres of voxels [mm], (N, 3), from their (N, 3) index."""
         return (np.asarray(index, np.float64) + 0.5) * self.pitch + self.origin
+
+
+def detector_of(provenance: dict[str, Any], file: str) -> LArDetector | None:
+    """The detector in the provenance of a simulation or an infill; None where it names none.
+
+    Raises:
+        InputError: what it names is no detector.
+    """
+    settings = provenance.get("chain", {}).get("detector", provenance.get("detector"))
+    if settings is None:
+        return None
+    try:
+        return LArDetector(
+            tuple(settings["size"]),
+            tuple(map(tuple, settings["centres"])),
+            settings["pitch"],
+            tuple(map(tuple, settings["dead"])),
+            Channels(**settings["channels"]),
+            ChargeResponse(**settings["response"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: its provenance describes no detector: {error}", file=file) from error
 
 
 class Gaps:

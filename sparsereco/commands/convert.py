@@ -1,0 +1,13 @@
+"""Makes input files of other formats. `tools/convert.py csv --help` lists the options."""
+
+from __future__ import annotations
+
+from sparsereco.commands import convert_csv, convert_edepsim
+from sparsereco.commands.common import dispatch
+
+FORMATS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND}
+
+
+def run(argv: list[str]) -> None:
+    """Parses the command line and converts."""
+    dispatch(__doc__, "format", FORMATS, argv)

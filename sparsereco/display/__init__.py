@@ -1,0 +1,1 @@
+"""Events as self-contained pages for any browser, without a network."""

@@ -1,0 +1,53 @@
+"""The command `sparsereco` has what the tools have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tool_loader import TOOLS, load_tool
+
+from sparsereco import cli
+from sparsereco.commands import main
+
+
+def test_every_tool_for_users_is_a_verb() -> None:
+    tools = {path.stem for path in TOOLS.glob("*.py")} - {"benchmark"}  # which is for developers, in a checkout
+    assert set(main.VERBS) == tools
+    for name in tools:
+        __import__(f"sparsereco.commands.{name}")
+        assert load_tool(name).run is sys.modules[f"sparsereco.commands.{name}"].run
+
+
+def test_a_verb_gets_the_rest_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(main.run, ["display", "infill", "--help"]) == cli.DONE
+    assert "tools/display.py infill filled.root" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argv", "message"), [(["no-such-verb"], "no-such-verb"), ([], "verb")])
+def test_a_verb_that_is_none(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(main.run, argv) == cli.WRONG_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_lists_the_verbs_without_heavy_libraries() -> None:
+    code = (
+        "import sys\n"
+        "from sparsereco.commands import main\n"
+        "sys.argv = ['sparsereco', '--help']\n"
+        "assert main.main() == 0\n"
+        "print({'torch', 'uproot', 'awkward', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert all(name in done.stdout for name in main.VERBS)
+
+
+def test_it_is_installed_with_the_package() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '[project.scripts]\nsparsereco = "sparsereco.commands.main:main"\n' in project
