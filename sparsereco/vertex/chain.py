@@ -268,7 +268,8 @@ class VertexChain:
                 "ke": energy.cpu(),
             },
         )
-        voxel, part, pe = _images(crops, found, order, vertices.event)
+        of_track = None if fitted is None else fitted.track_share.cpu()
+        voxel, part, pe = _images(crops, found, order, vertices.event, of_track)
         event = vertices.event[crops.crop[voxel]]
         by_event = torch.argsort(event, stable=True)
         centre = ((crops.place + corner[crops.crop])[voxel] * pitch + origin)[by_event]
@@ -287,10 +288,12 @@ class VertexChain:
         )
 
 
-def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _images(
+    crops: Crops, found: Decomposition, order: Tensor, crop_event: Tensor, track_share: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Voxel row, particle in its event, and light of every entry of the images.
 
-    What no hadron takes is the light of the leaving track.
+    Where nothing was fitted (no ``track_share`` (N,), or NaN), what no hadron takes is the light of the leaving track.
     """
     rank = torch.empty_like(order)
     rank[order] = rank_in_group(crop_event[found.crop[order]])
@@ -304,8 +307,9 @@ def _images(crops: Crops, found: Decomposition, order: Tensor, crop_event: Tenso
     first = rank_in_group(crops.tracks.crop) == 0
     lead = torch.full((len(crops),), -1).index_copy(0, crops.tracks.crop[first], track_rank[first])
     taken = torch.where(found.share >= MIN_SHARE, found.share, 0.0).sum(1)
-    voxel = ((1 - taken >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
-    leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * (1 - taken[voxel])
+    rest = 1 - taken if track_share is None else torch.where(track_share.isnan(), 1 - taken, track_share)
+    voxel = ((rest >= MIN_SHARE) & (lead[crops.crop] >= 0)).nonzero()[:, 0]
+    leaving = voxel, -1 - lead[crops.crop[voxel]], crops.signal[voxel] * rest[voxel]
     voxel, part, pe = (torch.cat(pair) for pair in zip(hadrons, leaving, strict=True))
     return voxel, part, pe
 

@@ -66,6 +66,9 @@ class Refined:
     """What the refinement makes of a decomposition."""
 
     found: Decomposition
+    track_share: (
+        Tensor  # (N,) light of leaving tracks over the measured one, of each voxel; nan where nothing was fitted
+    )
     deviance: Tensor  # (V,) nan where nothing was fitted
     ndf: Tensor  # (V,)
     dropped: int  # number of starts whose loss or derivatives were not finite
@@ -111,7 +114,8 @@ class Refiner:
         signal, n = signal.clone(), len(crops)
         count = torch.bincount(found.crop, minlength=n)
         use = ((count > 0) & (signal > 0).any(1)).nonzero()[:, 0]
-        nothing = Refined(found, torch.full((n,), torch.nan), torch.zeros(n), 0, torch.zeros(n), torch.zeros(n))
+        unknown, zero = torch.full((n,), torch.nan), torch.zeros(n)
+        nothing = Refined(found, torch.full_like(crops.signal, torch.nan), unknown, zero, 0, zero, zero)
         if not len(use):
             return nothing
         problem = to_problem(crops, signal, found, int(count.max()), self.expected)
@@ -196,6 +200,7 @@ class Refiner:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
 
         some = use[fitted]
+        share, track_share = self._shares(crops, found, row, fitted, problem, state)
         result = replace(
             found,
             vertex=found.vertex.index_copy(0, some, state.vertex[fitted]),
@@ -204,30 +209,36 @@ class Refiner:
             ke_err=taken(ke_err, found.ke_err),
             direction=taken(state.direction[slot], found.direction),
             dir_err=taken(dir_err, found.dir_err),
-            share=self._shares(crops, found, row, fitted, problem, state),
+            share=share,
         )
         deviance, measured = self._deviance(problem, state)
         put = {"deviance": deviance, "ndf": (measured - free).clamp(min=1.0), "loss": loss, "start_loss": first}
         columns = {name: getattr(nothing, name).index_copy(0, some, value[fitted]) for name, value in put.items()}
-        return Refined(result, dropped=dropped, **columns)
+        return Refined(result, track_share=track_share, dropped=dropped, **columns)
 
     def _shares(
         self, crops: Crops, found: Decomposition, row: Tensor, fitted: Tensor, problem: Problem, state: State
-    ) -> Tensor:
-        """(N, S) share of each hadron in the light of each voxel, as far as the fit expects light there."""
+    ) -> tuple[Tensor, Tensor]:
+        """Expected light of each hadron (N, S) and of the leaving tracks (N,) over the measured one of each voxel.
+
+        They need not add up to 1: what the fit does not explain is left, or too much. Where nothing was fitted the
+        first is as it was, and the second NaN.
+        """
         position, charge = self.expected.deposits(*flat(problem, state))
         images = self.expected.image(position, charge, torch.arange(len(position) + 1) * STEPS, SOFT)
         own = torch.zeros(*problem.on.shape, images.shape[1])
         own[problem.on] = images
-        _, (hadrons, _, track, _) = self.fitter.loss(problem, state)
-        total = (hadrons + track).maximum(problem.signal * problem.there[:, None]).clamp(min=1.0)
+        _, (hadrons, core, track, path) = self.fitter.loss(problem, state)
+        rays, _ = with_delta_rays(hadrons + track, core, path)
         place = crops.place + HALF
         voxel = (place[:, 0] * SIDE + place[:, 1]) * SIDE + place[:, 2]
         mine = row[crops.crop].clamp(min=0)
-        share = own[mine, :, voxel] / total[mine, None, voxel]
+        measured = crops.signal.clamp(min=1e-3)
+        share = own[mine, :, voxel] / measured[:, None]
         share = torch.nn.functional.pad(share, (0, found.share.shape[1] - share.shape[1]))
         use = (row[crops.crop] >= 0) & fitted[mine]
-        return torch.where(use[:, None], share / share.sum(1, keepdim=True).clamp(min=1.0), found.share)
+        of_track = (track + rays)[mine, voxel] / measured
+        return torch.where(use[:, None], share, found.share), torch.where(use, of_track, torch.nan)
 
     def _deviance(self, problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         """Squared differences over variances of each fit, and their number."""
