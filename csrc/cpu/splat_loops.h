@@ -26,7 +26,8 @@ struct Tally {
   bool sound;   // false if a value may be at fault
 };
 
-// Not part of what calls it: inlined there, GCC 12 leaves its loop scalar.
+// Not part of what calls it: inlined there, GCC 12 leaves its loop scalar. Copies of crop and soft: nothing else may
+// change them meanwhile.
 template <typename scalar_t>
 __attribute__((noinline)) Tally locate(const Deposits<scalar_t>& deposits, int64_t start, int n, const Crop crop,
                                        const Softness<scalar_t> soft, Located<scalar_t>& to) {
@@ -103,7 +104,7 @@ SPARSERECO_HD void add_up(Located<scalar_t>& at, int n, const Crop& crop, scalar
 
 template <typename scalar_t>
 Census splat(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
-                               const Softness<scalar_t>& soft, Scratch<scalar_t>& scratch) {
+             const Softness<scalar_t>& soft, Scratch<scalar_t>& scratch) {
   std::fill(scratch.light.begin(), scratch.light.end(), scalar_t(0));
   int64_t dropped = last - first;
   bool sound = true;
@@ -119,9 +120,9 @@ Census splat(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, co
 
 // The derivative of a loss with respect to the light at a place within the eight voxels of a run is a polynomial,
 // linear in each of the shares x, y and z: its coefficients, of all runs of a block.
-constexpr int kRuns = kBlock + SPARSERECO_VECTOR;  // some are read in vain beyond the last one
 template <typename scalar_t>
 struct Polynomials {
+  static constexpr int kRuns = kBlock + Lanes<scalar_t>::kWidth;  // some are read in vain beyond the last one
   scalar_t one[kRuns], x[kRuns], y[kRuns], z[kRuns], xy[kRuns], xz[kRuns], yz[kRuns], xyz[kRuns];
 };
 
@@ -146,7 +147,7 @@ SPARSERECO_HD void fit(const Located<scalar_t>& at, const Crop& crop, const scal
   }
 }
 
-// table[run[lane]]; no run is kWidth or more.
+// table[run[lane]]; no run of a deposit is kWidth or more.
 template <typename scalar_t>
 SPARSERECO_HD typename Lanes<scalar_t>::Vector look_up(const scalar_t* table, typename Lanes<scalar_t>::Index run) {
   typename Lanes<scalar_t>::Vector found = *reinterpret_cast<const typename Lanes<scalar_t>::Unaligned*>(table);
