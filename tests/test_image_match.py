@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +93,25 @@ class TestAgreesWithReference:
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, theirs, **tolerance)
         assert got[1].sum() > 50
+
+    @pytest.mark.parametrize("capability", ["avx2", "default"])
+    def test_every_instruction_set(self, capability: str) -> None:
+        """In a process of its own: torch chooses once."""
+        code = (
+            "import torch; import test_image_match as t\n"
+            "for dtype in t.DTYPES:\n"
+            "    t.TestAgreesWithReference().test_losses_and_gradients({'loss': 'poisson'}, dtype, 'cpu')\n"
+            "print(torch.backends.cpu.get_cpu_capability())"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout.split()[-1] == {"avx2": "AVX2", "default": "DEFAULT"}[capability]
 
     @pytest.mark.parametrize("options", CASES)
     def test_gradcheck(self, options: dict[str, Any]) -> None:

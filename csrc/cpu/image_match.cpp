@@ -1,15 +1,18 @@
-// Binds the CPU kernels on images to torch: threads.
+// Binds the CPU kernels on images to torch: threads and the set of instructions.
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include <atomic>
+#include <string>
 #include <vector>
 
 #include "../image_operators.h"
 #include "images.h"
 #include "sparse_images.h"
+#include "splat.h"
 
 namespace sparsereco {
 namespace {
@@ -129,7 +132,27 @@ Tensors3 image_match_backward(const at::Tensor& grad_loss, const at::Tensor& off
   return {to_position, to_charge, at::mul(factor, grad_background)};
 }
 
+// The instruction set that torch itself uses; ATEN_CPU_CAPABILITY=avx2 or =default chooses a smaller one.
+template <typename scalar_t>
+SplatKernels<scalar_t> choose_splat_kernels() {
+  static const SplatKernels<scalar_t> chosen = [] {
+    const std::string set = at::get_cpu_capability();
+    if (set == "AVX512") return splat_kernels_avx512<scalar_t>();
+    return set == "AVX2" ? splat_kernels_avx2<scalar_t>() : splat_kernels_portable<scalar_t>();
+  }();
+  return chosen;
+}
+
 }  // namespace
+
+template <>
+SplatKernels<float> splat_kernels() {
+  return choose_splat_kernels<float>();
+}
+template <>
+SplatKernels<double> splat_kernels() {
+  return choose_splat_kernels<double>();
+}
 
 TORCH_LIBRARY_IMPL(sparsereco, CPU, library) {
   library.impl("image_match", &image_match<Cpu>);

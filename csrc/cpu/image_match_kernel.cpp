@@ -32,14 +32,11 @@ SPARSERECO_HD void prefetch(const scalar_t* from, int64_t numbers) {
   for (int64_t j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kSecondCache);
 }
 
-template <typename scalar_t>
-SPARSERECO_HD void prefetch_all(const Deposits<scalar_t>& deposits, int64_t row, int64_t rows,
-                                const Match<scalar_t>& match) {
-  prefetch<0>(deposits.position + 3 * row, 3 * rows);
-  prefetch<0>(deposits.charge + row, rows);
-  if (match.grad_position == nullptr) return;
-  prefetch<1>(match.grad_position + 3 * row, 3 * rows);
-  prefetch<1>(match.grad_charge + row, rows);
+template <int write, typename scalar_t>
+SPARSERECO_HD void prefetch_rows(scalar_t* position, scalar_t* charge, int64_t row, int64_t rows) {
+  if (position == nullptr) return;
+  prefetch<write>(position + 3 * row, 3 * rows);
+  prefetch<write>(charge + row, rows);
 }
 
 // Sums over the voxels of an image, and the lowest fault of the measured one.
@@ -98,6 +95,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
                                   const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
                                   int64_t end) {
   Scratch<scalar_t> scratch(crop);
+  const SplatKernels<scalar_t> kernels = splat_kernels<scalar_t>();
   const scalar_t share = static_cast<scalar_t>(likelihood.crosstalk);
   int64_t fault = kNoFault;
   for (int64_t i = begin; i < end; ++i) {
@@ -106,9 +104,11 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
 
     const int64_t k = index[i];
     const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
+    prefetch_rows<1>(match.grad_position, match.grad_charge, first, last - first);
+    const Census census = kernels.splat(deposits, first, last, crop, soft, scratch);
     // The next image is taken to be of the same size: its offsets are not yet checked.
-    if (i + 1 < end) prefetch_all(deposits, last, std::min(last - first, deposits.count - last), match);
-    const Census census = splat(deposits, first, last, crop, soft, scratch);
+    if (i + 1 < end)
+      prefetch_rows<0>(deposits.position, deposits.charge, last, std::min(last - first, deposits.count - last));
     scalar_t* light = scratch.light.data();
     scalar_t* slope = scratch.slope.data();
     if (share > 0) {
@@ -128,7 +128,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
       leak(scratch.slope.data(), scratch.inside.data(), crop, share, scratch.light.data());
       slope = scratch.light.data();
     }
-    pull_all(deposits, first, last, crop, soft, slope, scratch.located, match.grad_position, match.grad_charge);
+    kernels.pull(deposits, first, last, crop, soft, slope, scratch.located, match.grad_position, match.grad_charge);
   }
   return fault;
 }

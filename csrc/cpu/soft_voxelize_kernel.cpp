@@ -13,10 +13,11 @@ template <typename scalar_t>
 SPARSERECO_HD int64_t splat_range(const Deposits<scalar_t>& deposits, const Crop& crop, const Softness<scalar_t>& soft,
                                   scalar_t* image, int64_t* dropped, int64_t begin, int64_t end) {
   Scratch<scalar_t> scratch(crop);
+  const SplatKernels<scalar_t> kernels = splat_kernels<scalar_t>();
   int64_t fault = kNoFault;
   for (int64_t i = begin; i < end; ++i) {
     if (!segment_is_sound(deposits.offsets, i, deposits.images, deposits.count)) return fault_at(Fault::kOffsets, i);
-    const Census census = splat(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch);
+    const Census census = kernels.splat(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch);
     scalar_t* out = image + i * crop.voxels();
     for (int x = 0; x < crop.size[0]; ++x)
       for (int y = 0; y < crop.size[1]; ++y) out = std::copy_n(&scratch.light[crop.cell(x, y, 0)], crop.size[2], out);
@@ -31,14 +32,15 @@ SPARSERECO_HD int64_t pull_range(const Deposits<scalar_t>& deposits, const Crop&
                                  const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge,
                                  int64_t begin, int64_t end) {
   Scratch<scalar_t> scratch(crop);
+  const SplatKernels<scalar_t> kernels = splat_kernels<scalar_t>();
   for (int64_t i = begin; i < end; ++i) {
     if (!segment_is_sound(deposits.offsets, i, deposits.images, deposits.count)) return fault_at(Fault::kOffsets, i);
     const scalar_t* in = grad_image + i * crop.voxels();
     for (int x = 0; x < crop.size[0]; ++x)
       for (int y = 0; y < crop.size[1]; ++y, in += crop.size[2])
         std::copy_n(in, crop.size[2], &scratch.slope[crop.cell(x, y, 0)]);
-    pull_all(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch.slope.data(),
-             scratch.located, grad_position, grad_charge);
+    kernels.pull(deposits, deposits.offsets[i], deposits.offsets[i + 1], crop, soft, scratch.slope.data(),
+                 scratch.located, grad_position, grad_charge);
   }
   return kNoFault;
 }
