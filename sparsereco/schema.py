@@ -199,6 +199,7 @@ INFILL = Schema(
             Branch("gap_joined", "number of pairs of track ends that were joined through it", dtype="int32"),
             Branch("gap_alone", "1 where nothing was filled in", dtype="int32"),
             Branch("gap_wide", "1 where it is wider than the network was trained for", dtype="int32"),
+            Branch("gap_e", "expected energy in it: that of every candidate, times its probability", "MeV"),
         ),
     },
 )

@@ -172,6 +172,7 @@ def test_the_shipped_network_fills_a_muon(chain: InfillChain) -> None:
     assert 2 * len(right) / (len(true) + len(found)) > 0.85
     assert float(ak.sum(filled.fill_e)) == pytest.approx(float(missing.signal.sum()), rel=0.15)
     assert ak.all(filled.fill_e_err > 0)
+    assert filled.gap_e.tolist() == pytest.approx([float(missing.signal.sum())], rel=0.15)
     assert filled.gap_id.tolist() == [0]
     assert filled.gap_joined.tolist() == [1]
     assert filled.gap_alone.tolist() == [0]
@@ -185,6 +186,22 @@ def test_events_do_not_depend_on_their_neighbours(chain: InfillChain) -> None:
     for found in (both[0], both[2]):
         assert found.fill_prob.tolist() == pytest.approx(alone["fill_prob"], abs=1e-5)
         assert found.fill_x.tolist() == alone["fill_x"]
+
+
+def test_the_energy_of_a_gap_does_not_depend_on_what_is_left_out(chain: InfillChain) -> None:
+    event = records(tracks(SLANTED)[0])
+    everything = InfillChain(SLAB, InfillConfig(min_prob=0.0, min_peak=0.0))(event)[0]
+    expected = float(ak.sum(everything.fill_prob * everything.fill_e))
+    assert chain(event)[0].gap_e.tolist() == pytest.approx([expected], rel=1e-4)
+
+
+def test_hits_along_a_face_have_candidates_beside_them() -> None:
+    hits, _ = tracks(((-23.0, -60.0, 0.0), (-23.0, 60.0, 0.0)))  # runs beside the gap, one voxel from it
+    _, _, problem = pose(hits, Gaps(SLAB))
+    beside = hits.coords.long() + torch.tensor([2, 0, 0])
+    beside = beside[torch.from_numpy(Gaps(SLAB).of(beside.numpy()) >= 0)]
+    assert len(beside) > 25
+    assert {tuple(c) for c in beside.tolist()} <= {tuple(c) for c in problem.coords.tolist()}
 
 
 def test_a_gap_that_nothing_crosses_is_left_alone(chain: InfillChain) -> None:
@@ -274,6 +291,6 @@ def test_make_problem_of_nothing() -> None:
     hits = Voxels.make(torch.zeros(0, 3).long(), torch.zeros(0), torch.zeros(0).long(), 2, SLAB.shape)
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
-    problem = make_problem(hits, gaps, lines, bend(lines, ends.position, ends.direction), ends.hits)
+    problem = make_problem(hits, gaps, ends, lines, bend(lines, ends.position, ends.direction))
     assert len(problem.candidate) == 0
     assert len(problem.voxels) == 2

@@ -88,6 +88,11 @@ def test_energy_per_crossing() -> None:
     assert said.tolist() == [[4.0], [2.0]]
 
 
+def test_stated_energies_of_gaps() -> None:
+    said = metrics.expected_energies(truth(ROW), np.array([1, 0]), np.array([0, 0]), np.array([2.5, 4.0]))
+    assert said.tolist() == [[4.0], [2.5]]
+
+
 def test_coverage_is_of_rightly_filled_voxels() -> None:
     filled = voxels((0, (0, 0, 0), 1.5), (0, (1, 0, 0), 0.9), (0, (0, 5, 0), 9.0))
     m = metrics.match(truth(ROW), filled)

@@ -85,10 +85,15 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     single &= metrics.lone_tracks(truth)
     matches = {"network": filler} | {name: metrics.match(truth, filled) for name, filled in simple.items()}
     summary = metrics.summarise(truth, matches, single, length, gaps.detector.pitch)
+    seen = np.repeat(np.arange(len(reco)), ak.num(reco["gap_id"]).to_numpy())
+    stated = (ak.flatten(reco[name]).to_numpy() for name in ("gap_id", "gap_e"))
+    true, expected = metrics.energies(truth, filler.filled)[0], metrics.expected_energies(truth, seen, *stated)
+    used = single & (true > 0)
     within, pull = metrics.coverage(filler, truth, error)
     calibration = metrics.calibration(probability, filler.exact >= 0)
     mistakes, mistakes_beside = metrics.mistakes(truth, filler.filled, beside)
     summary |= {
+        "expected_energy": metrics.energy_scores(true[used], expected[used]),
         "coverage": within,
         "calibration": calibration,
         "mistakes": mistakes,

@@ -14,6 +14,7 @@ from sparsereco import checkpoint, cli
 from sparsereco.commands import training
 from sparsereco.commands.common import Command, check_banks
 from sparsereco.infill.model import Filler, FillerConfig
+from sparsereco.infill.physics import Physics
 from sparsereco.infill.training import TrackStream, calibrate, filler_step
 from sparsereco.sim.lartpc import SegmentBank, TrackSource
 from sparsereco.train import Schedule
@@ -40,6 +41,8 @@ class FillerTraining:
     """The network."""
     tracks: TrackStream = field(default_factory=TrackStream)
     """The events."""
+    physics: Physics = field(default_factory=Physics)
+    """Optional terms of the loss."""
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=6500, batch_size=32, warmup=100, average=0.998))
     """How long and how fast."""
     start: str | None = None
@@ -71,7 +74,7 @@ def train_filler(rank: int, settings: FillerTraining, resume: bool, quiet: bool)
     model = checkpoint.load(start, Filler, FillerConfig) if start else Filler(settings.network)
 
     def losses(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return filler_step(model, settings.tracks, source, n, generator)
+        return filler_step(model, settings.tracks, source, n, generator, settings.physics)
 
     best = training.train("filler", rank, model, losses, settings, resume, quiet)
     if rank == 0:

@@ -95,6 +95,13 @@ class InfillChain:
             "fill_gap": (event, gap.numpy()),
         }
         columns |= self._seen_gaps(ends, lines, event, gap)
+        # What is left out as unlikely still holds energy: a delta ray that nobody can place, on average.
+        seen, number = columns["gap_id"]
+        key = seen * self.gaps.n + torch.from_numpy(number)
+        whole = torch.zeros(len(events) * self.gaps.n).index_add(
+            0, problem.event * self.gaps.n + problem.gap, probability * energy
+        )
+        columns["gap_e"] = seen, whole[key].numpy()
         n = len(events)
         fields = {
             name: events[name] if name in ak.fields(events) else np.zeros(n, np.int64)
@@ -138,4 +145,4 @@ def pose(hits: Voxels, gaps: Gaps) -> tuple[Ends, Lines, Problem]:
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
     curve = bend(lines, ends.position, ends.direction)
-    return ends, lines, make_problem(hits, gaps, lines, curve, ends.hits)
+    return ends, lines, make_problem(hits, gaps, ends, lines, curve)

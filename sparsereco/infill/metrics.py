@@ -164,6 +164,21 @@ def energy_scores(true: NDArray, said: NDArray) -> dict[str, Estimate]:
     return {"bias": median(residual), "bias_of_sum": total, "spread": spread(residual)}
 
 
+def expected_energies(
+    truth: Truth, event: NDArray[np.int64], gap: NDArray[np.int64], energy: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n_events, G) stated energy of gaps [MeV], 0 where nothing is stated.
+
+    Args:
+        truth: what is missing.
+        event: (K,) and gap: (K,) that it is stated for.
+        energy: (K,) [MeV].
+    """
+    said = np.zeros((truth.n_events, len(truth.width)))
+    said[event, gap] = energy
+    return said
+
+
 def crossings(truth: Truth) -> tuple[NDArray, NDArray, NDArray]:
     """Tracks in gaps with at least `LEAST` missing voxels: particle, gap, and the crossing of each voxel, or -1."""
     key = truth.part * len(truth.width) + truth.voxels.gap

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, softplus
 
+from sparsereco.infill import physics
 from sparsereco.infill.candidates import FEATURES, MIP, Problem
+from sparsereco.infill.physics import Physics
 from sparsereco.nn.sparse import SparseUNet
 from sparsereco.voxels import Voxels
 
@@ -84,18 +86,27 @@ def answers(problem: Problem, missing: Voxels) -> tuple[Tensor, Tensor]:
     return hit, torch.where(hit, missing.signal[place], 0.0)
 
 
-def filler_loss(filling: Filling, problem: Problem, hit: Tensor, energy: Tensor) -> dict[str, Tensor]:
-    """Occupancy, energy of what is occupied, and charge along each line."""
+def filler_loss(
+    filling: Filling, problem: Problem, hit: Tensor, energy: Tensor, terms: Physics | None = None
+) -> dict[str, Tensor]:
+    """Occupancy, energy of what is occupied, charge along each line, and the terms of physics that have a weight."""
+    terms = terms or Physics()
     if not len(hit):
         nothing = filling.logit.sum()
         return {"occupancy": nothing, "energy": nothing, "charge": nothing}
     pull = (energy - filling.energy) / filling.error
     likelihood = 0.5 * pull.clamp(-10, 10) ** 2 + torch.log(filling.error / MIP)
-    return {
+    expected, lines = filling.probability * filling.energy, problem.lines
+    losses = {
         "occupancy": 3 * binary_cross_entropy_with_logits(filling.logit, hit.float()),
         "energy": 0.3 * (likelihood * hit).sum() / hit.sum().clamp(min=1),
-        "charge": 0.1 * line_charge(filling.probability * filling.energy, energy, problem.line),
+        "charge": 0.1 * line_charge(expected, energy, problem.line),
     }
+    if terms.dedx or terms.continuity:
+        slices = physics.cut(expected, problem.line, problem.along, problem.path)
+        losses["dedx"] = terms.dedx * physics.dedx(slices, lines.energy)
+        losses["continuity"] = terms.continuity * physics.continuity(slices, lines.energy, lines.length, lines.linked)
+    return losses
 
 
 def line_charge(expected: Tensor, energy: Tensor, line: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsereco.infill.candidates import Problem, bend, make_problem
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.infill.model import Filler, answers, filler_loss
+from sparsereco.infill.physics import Physics
 from sparsereco.infill.tracks import find_ends, find_lines
 from sparsereco.sim.lartpc import (
     COMPOSITIONS,
@@ -74,15 +75,20 @@ def draw_problem(
     hits, missing, _ = mask(measure(segments, detector, generator), gaps)
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
-    return make_problem(hits, gaps, lines, bend(lines, ends.position, ends.direction), ends.hits), missing
+    return make_problem(hits, gaps, ends, lines, bend(lines, ends.position, ends.direction)), missing
 
 
 def filler_step(
-    model: Filler, stream: TrackStream, source: TrackSource, n: int, generator: torch.Generator
+    model: Filler,
+    stream: TrackStream,
+    source: TrackSource,
+    n: int,
+    generator: torch.Generator,
+    terms: Physics | None = None,
 ) -> dict[str, Tensor]:
     """Losses of the filler on a fresh batch."""
     problem, missing = draw_problem(stream, source, n, generator)
-    return filler_loss(model(problem), problem, *answers(problem, missing))
+    return filler_loss(model(problem), problem, *answers(problem, missing), terms)
 
 
 @torch.no_grad()
