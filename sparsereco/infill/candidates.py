@@ -57,7 +57,8 @@ class Problem:
     def to(self, device: torch.device | str) -> Problem:
         """A copy on another device."""
         moved = (value.to(device) for value in (self.candidate, self.gap, self.line, self.path, self.along))
-        return Problem(self.voxels.to(device), *moved, self.lines)
+        candidate, gap, line, path, along = moved
+        return Problem(self.voxels.to(device), candidate, gap, line, path, along, self.lines)
 
     @property
     def coords(self) -> Tensor:
