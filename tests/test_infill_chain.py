@@ -12,8 +12,9 @@ import torch
 from sparsereco.infill import baselines
 from sparsereco.infill.candidates import FEATURES, bend, make_problem
 from sparsereco.infill.chain import InfillChain, pose
+from sparsereco.infill.channels import Channels
 from sparsereco.infill.config import InfillConfig
-from sparsereco.infill.gaps import Channels, ChargeResponse, Gaps, LArDetector
+from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
 from sparsereco.infill.tracks import crossing, find_ends, find_lines, refined
 from sparsereco.segments import Segments, voxelize

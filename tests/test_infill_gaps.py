@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 
 from sparsereco.commands.lar import NAMES, read_detector
 from sparsereco.errors import InputError
-from sparsereco.infill.gaps import Channels, Gaps, LArDetector
+from sparsereco.infill.channels import Channels, read_channels
+from sparsereco.infill.gaps import Gaps, LArDetector
 
 TWO_BOXES = LArDetector(size=(40, 40, 40), centres=((-25, 0, 0), (25, 0, 0)), pitch=2.0)
 
@@ -90,6 +93,71 @@ def test_bad_lists_of_channels(tmp_path: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         Gaps(replace(TWO_BOXES, channels=Channels(str(file))))
+
+
+LAYOUT = {
+    "pixel_pitch": 2.0,
+    "chip_channel_to_position": {11000: [0, 0], 11001: [1, 0], 11002: [0, 1], 12000: [1, 1]},
+    "tile_chip_to_io": {1: {11: 1001, 12: 1002}, 2: {11: 2001, 12: 2002}},
+    "tile_orientations": {1: [1, -1, 1], 2: [-1, 1, -1]},
+    "tile_positions": {1: [-50.0, 10.0, -4.0], 2: [50.0, -6.0, 8.0]},
+}
+"""Two tiles of 2 x 2 pixels, one at either end of x."""
+
+
+def list_of_larndsim(folder: Path, listed: dict[str, list[int]]) -> Channels:
+    (folder / "layout.yaml").write_text(yaml.safe_dump(LAYOUT))
+    (folder / "bad.json").write_text(json.dumps(listed))
+    return Channels(str(folder / "bad.json"), "x", 2.0, str(folder / "layout.yaml"))
+
+
+def test_a_list_of_larndsim_becomes_pixels(tmp_path: Path) -> None:
+    channels = list_of_larndsim(tmp_path, {"1-1-11": [0, 1, 2, 40], "2-2-12": [0]})  # nothing is wired to 40
+    box, centre = read_channels(channels, np.array(TWO_BOXES.centres))
+    assert box.tolist() == [0, 0, 0, 1]
+    # y and z: the tile's first index runs along z, its second one along y, turned by the orientation.
+    assert centre.tolist() == [[11, -5], [11, -3], [9, -5], [-5, 7]]
+    keys = np.array([(1 << 22) + (1 << 14) + (11 << 6) + 1])
+    np.savez(tmp_path / "off.npz", keys=keys)
+    box, centre = read_channels(replace(channels, file=str(tmp_path / "off.npz")), np.array(TWO_BOXES.centres))
+    assert (box.tolist(), centre.tolist()) == ([0], [[11, -3]])
+
+
+def test_all_stands_for_every_chip(tmp_path: Path) -> None:
+    box, centre = read_channels(list_of_larndsim(tmp_path, {"All": [0]}), np.array(TWO_BOXES.centres))
+    assert box.tolist() == [0, 0, 1, 1]
+    assert centre.tolist() == [[11, -5], [9, -3], [-7, 9], [-5, 7]]
+
+
+def test_bad_lists_of_larndsim(tmp_path: Path) -> None:
+    centres = np.array(TWO_BOXES.centres)
+    with pytest.raises(InputError, match=r"io_group, io_channel, chip \(7, 1, 11\) is not in the layout"):
+        read_channels(list_of_larndsim(tmp_path, {"7-1-11": [0]}), centres)
+    channels = list_of_larndsim(tmp_path, {"1-11": [0]})
+    with pytest.raises(InputError, match=r"expected a list of larnd-sim, as there is a channels\.layout"):
+        read_channels(channels, centres)
+    with pytest.raises(InputError, match="expected a pixel layout with chip_channel_to_position"):
+        read_channels(replace(list_of_larndsim(tmp_path, {}), layout=channels.file), centres)
+    with pytest.raises(ValueError, match=r"channels\.layout is of a drift along x"):
+        replace(channels, drift="z")
+
+
+def test_the_bad_channels_of_module_0() -> None:
+    lar = ROOT.parent / "shared" / "data" / "lar"
+    if not lar.exists():
+        pytest.skip("the lists of channels in ../shared are not there")
+    channels = Channels(
+        str(lar / "deadchannels" / "module0_bad_channels.json"),
+        layout=str(lar / "geometry" / "multi_tile_layout-2.4.16.yaml"),
+    )
+    detector = replace(read_detector("module"), channels=channels)
+    box, centre = read_channels(channels, np.array(detector.centres))
+    assert len(box) > 6000
+    assert (np.abs(centre) < np.array([detector.size[1], detector.size[2]]) / 2 + 2).all()
+    assert len(np.unique(np.column_stack([box, centre]), axis=0)) == len(box)  # no pixel twice
+    on_grid = (centre / channels.pitch - 0.5) % 1
+    np.testing.assert_allclose(np.minimum(on_grid, 1 - on_grid), 0, atol=0.01)
+    assert Gaps(detector).n > 5000
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ STAGES = {  # per system
     "camera": {"pedestal", "select", "unet", "cluster", "calibrate"},
     "infill": set(),
 }
-LIGHT = {"gaps", "checks", "config"}  # of the infill: they know neither torch nor models
+LIGHT = {"gaps", "channels", "checks", "config"}  # of the infill: they know neither torch nor models
 LATE = {  # what comes after the stages of a system, and with which parts of the package it stands
     "chain": "chain",
     "events": "chain",

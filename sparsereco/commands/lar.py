@@ -43,6 +43,6 @@ def read_detector(name: str | None) -> LArDetector:
     parser.add_class_arguments(LArDetector, nested_key=None)
     detector = cli.build(LArDetector, parser.parse_object(values))
     channels = detector.channels
-    if channels.file and not Path(channels.file).is_absolute():  # it lies beside the geometry
-        channels = dataclasses.replace(channels, file=str(file.parent / channels.file))
+    listed, layout = (name and str(file.parent / name) for name in (channels.file, channels.layout))  # beside it
+    channels = dataclasses.replace(channels, file=listed, layout=layout)
     return dataclasses.replace(detector, channels=channels)

@@ -7,17 +7,15 @@ look-up does not depend on the size of the detector. Lengths are in mm; neither 
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sparsereco.errors import InputError
+from sparsereco.infill.channels import Channels, read_channels
 
 Index = NDArray[np.int64]
 
@@ -42,25 +40,6 @@ class ChargeResponse:
         for name in ("noise", "threshold"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"response.{name} must not be negative, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Dead channels: each darkens the argon above its pixel along the whole drift of its box."""
-
-    file: str | None = None
-    """CSV file with the columns ``box`` (number of the live box) and ``u``, ``v`` (centre of the pixel along the two
-    axes that are not the drift's, in mm); null: no dead channels."""
-    drift: str = "x"
-    """Axis of the drift."""
-    pitch: float = 4.434
-    """Edge of a pixel [mm]."""
-
-    def __post_init__(self) -> None:
-        if self.drift not in ("x", "y", "z"):
-            raise ValueError(f"channels.drift must be x, y or z, got {self.drift!r}")
-        if not self.pitch > 0:
-            raise ValueError(f"channels.pitch must be positive [mm], got {self.pitch}")
 
 
 @dataclass(frozen=True)
@@ -236,7 +215,7 @@ class Gaps:
         file, drift = self.detector.channels.file, "xyz".index(self.detector.channels.drift)
         if file is None:
             return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
-        box, centre = _read_channels(file, len(low))
+        box, centre = read_channels(self.detector.channels, np.array(self.detector.centres))
         across = [a for a in range(3) if a != drift]
         origin = np.array(self.detector.origin)[across]
         half = self.detector.channels.pitch / 2
@@ -261,19 +240,3 @@ class Gaps:
             dark = (self._columns[place] == key) & (coords[:, drift] >= low) & (coords[:, drift] < high)
             gap = np.where(dark, self.n_regions + place, gap)
         return gap
-
-
-def _read_channels(file: str, boxes: int) -> tuple[Index, NDArray[np.float64]]:
-    """Box (C,) and centre (C, 2) [mm] of each dead channel."""
-    try:
-        with Path(file).open(newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        box = np.array([int(row["box"]) for row in rows], np.int64)
-        centre = np.array([(float(row["u"]), float(row["v"])) for row in rows], np.float64).reshape(-1, 2)
-    except OSError as error:
-        raise InputError(f"channels.file {file} cannot be read: {error.strerror}", file=file) from error
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"channels.file {file}: expected numbers in columns box, u, v: {error}", file=file) from error
-    if len(box) and not (box.min() >= 0 and box.max() < boxes):
-        raise InputError(f"channels.file {file}: box {box.max()}, expected 0 to {boxes - 1}", file=file)
-    return box, centre
