@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,13 @@ def test_energy_per_crossing() -> None:
 def test_stated_energies_of_gaps() -> None:
     said = metrics.expected_energies(truth(ROW), np.array([1, 0]), np.array([0, 0]), np.array([2.5, 4.0]))
     assert said.tolist() == [[4.0], [2.5]]
+
+
+def test_a_piece_that_no_hit_touches_is_unreached() -> None:
+    missing = voxels(*((0, (x, 0, 0), 1.0) for x in (0, 1, 4, 5)), (1, (0, 0, 0), 1.0))
+    t = replace(truth(ROW), voxels=missing)
+    hits = voxels((0, (-1, 1, 0), 1.0))
+    assert metrics.unreached(t, hits).tolist() == [False, False, True, True, True]
 
 
 def test_coverage_is_of_rightly_filled_voxels() -> None:

@@ -57,6 +57,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.infill.gaps import Gaps, detector_of
     from sparsereco.io import read, survey
     from sparsereco.provenance import environment
+    from sparsereco.stats import fraction
 
     reports.check_output(args)
     reco_sources, truth_sources = survey([args.reco], INFILL), survey([args.truth], INFILL_TRUTH)
@@ -80,6 +81,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     probability = ak.flatten(reco["fill_prob"]).to_numpy().astype(np.float64)
     error = ak.flatten(reco["fill_e_err"]).to_numpy().astype(np.float64)
     filler = metrics.match(truth, voxels_of(reco, "fill", gaps))
+    hits = voxels_of(hit_events, "hit", gaps)
     simple, single, length, beside = baselines(hit_events, gaps)
     # Where several tracks run through a gap, the energy there is not that of one crossing.
     single &= metrics.lone_tracks(truth)
@@ -96,6 +98,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         "expected_energy": metrics.energy_scores(true[used], expected[used]),
         "coverage": within,
         "calibration": calibration,
+        "unreached": fraction(metrics.unreached(truth, hits)),
         "mistakes": mistakes,
         "mistakes_beside": mistakes_beside,
     }
@@ -105,7 +108,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         "energy": figures.energy(truth, {name: matches[name] for name in ("network", "straight line")}, single),
         "joined": figures.joined_by_angle(summary["methods"]),
         "calibration": figures.calibration(calibration, pull),
-        "display": figures.display(truth, voxels_of(hit_events, "hit", gaps), filler.filled, shown),
+        "display": figures.display(truth, hits, filler.filled, shown),
     }
 
     inputs = [

@@ -154,6 +154,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
     rows += [
         ("network, unlikely voxels too: energy per crossing, bias of the sum", _percent(expected["bias_of_sum"]), "%"),
         ("energy per crossing: own fluctuation of the tracks", _percent(summary["own_fluctuation"]), "%"),
+        ("missing voxels in pieces that no hit leads to", _percent(summary["unreached"]), "%"),
         ("voxel energies within one stated error", _percent(summary["coverage"]), "%"),
         ("expected calibration error of the probability", summary["calibration"]["ece"], ""),
         ("empty gaps filled by mistake, of all", _percent(summary["mistakes"]), "%"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from sparsereco.stats import Estimate, fraction, median, quantile, spread
@@ -177,6 +179,21 @@ def expected_energies(
     said = np.zeros((truth.n_events, len(truth.width)))
     said[event, gap] = energy
     return said
+
+
+TOUCH = 1.8
+"""Voxels with centres this near touch, by a corner at least [voxels]."""
+
+
+def unreached(truth: Truth, hits: VoxelSet) -> NDArray[np.bool_]:
+    """(N,) whether a missing voxel belongs to a connected piece of them that touches no hit: nothing leads there."""
+    places = _places(truth.voxels)
+    pairs = cKDTree(places).query_pairs(TOUCH, output_type="ndarray")
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(places), len(places)))
+    n, piece = connected_components(graph, directed=False)
+    touched = np.zeros(n, bool)
+    touched[piece[_nearest(places, _places(hits))[0] < TOUCH]] = True
+    return ~touched[piece]
 
 
 def crossings(truth: Truth) -> tuple[NDArray, NDArray, NDArray]:
