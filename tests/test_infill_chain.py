@@ -196,15 +196,6 @@ def test_the_energy_of_a_gap_does_not_depend_on_what_is_left_out(chain: InfillCh
     assert chain(event)[0].gap_e.tolist() == pytest.approx([expected], rel=1e-4)
 
 
-def test_hits_along_a_face_have_candidates_beside_them() -> None:
-    hits, _ = tracks(((-23.0, -60.0, 0.0), (-23.0, 60.0, 0.0)))  # runs beside the gap, one voxel from it
-    _, _, problem = pose(hits, Gaps(SLAB))
-    beside = hits.coords.long() + torch.tensor([2, 0, 0])
-    beside = beside[torch.from_numpy(Gaps(SLAB).of(beside.numpy()) >= 0)]
-    assert len(beside) > 25
-    assert {tuple(c) for c in beside.tolist()} <= {tuple(c) for c in problem.coords.tolist()}
-
-
 def test_a_gap_that_nothing_crosses_is_left_alone(chain: InfillChain) -> None:
     along = ((-180.0, -80.0, 0.0), (-40.0, 80.0, 0.0))  # does not reach the gap at x = -19
     filled = chain(records(tracks(along)[0]))[0]
@@ -292,6 +283,6 @@ def test_make_problem_of_nothing() -> None:
     hits = Voxels.make(torch.zeros(0, 3).long(), torch.zeros(0), torch.zeros(0).long(), 2, SLAB.shape)
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
-    problem = make_problem(hits, gaps, ends, lines, bend(lines, ends.position, ends.direction))
+    problem = make_problem(hits, gaps, lines, bend(lines, ends.position, ends.direction), ends.hits)
     assert len(problem.candidate) == 0
     assert len(problem.voxels) == 2

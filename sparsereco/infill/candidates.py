@@ -13,23 +13,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.infill.gaps import Gaps
-from sparsereco.infill.tracks import NEAR, Ends, Lines, crossing, near_pairs
+from sparsereco.infill.tracks import NEAR, Lines, crossing, near_pairs
 from sparsereco.voxels import Voxels
 
 RADIUS = 2.3
 """Candidates lie this near to a line or its bent form."""
 
-WIDEN = 0.2
+WIDEN = 0.12
 """A ray, which only one end holds, gets wider by this per length."""
 
-WIDEST = 4.2
+WIDEST = 3.0
 """But no wider than this."""
-
-HALO = 3.7
-"""Candidates also lie this near to hits at the face of a gap: tracks that run along it have no way through it."""
-
-SIGHT = 5.0
-"""The network sees hits within `NEAR` of where lines start or end, and this near to hits at a face."""
 
 MIP = 0.75
 """What a muon leaves per voxel of 3.8 mm: unit of the network's energies [MeV]."""
@@ -103,10 +97,8 @@ def bend(lines: Lines, position: Tensor, direction: Tensor) -> Bend:
     return Bend(start, end, leave, arrive)
 
 
-def follow_tracks(
-    hits: Voxels, gaps: Gaps, ends: Ends, lines: Lines, curve: Bend
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Dead voxels along lines and curves, and beside the hits at the faces that they lead to.
+def follow_tracks(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Dead voxels along lines and curves.
 
     Returns:
         Event (C,), index (C, 3), gap (C,) and line (C,) of each, one row per voxel and line.
@@ -120,20 +112,17 @@ def follow_tracks(
         lines.linked[line], torch.zeros_like(along), (WIDEN * along).clamp(0, WIDEST - RADIUS)
     )
     line, along, radius, place = line.repeat(2), along.repeat(2), radius.repeat(2), torch.cat([straight, bent])
-    cell = torch.cat([torch.floor(place).long(), hits.coords[ends.face_row].long()])
-    line = torch.cat([line, line_of_end(ends, lines)[ends.face_end]])
-    radius = torch.cat([radius, torch.full((len(ends.face_row),), HALO)])
+    cell = torch.floor(place).long()
     # The same voxel comes up several times; once, with the largest radius, is enough.
     shape = torch.tensor(hits.grid)
     inside = ((cell >= 0) & (cell < shape)).all(1)
     line, cell, radius = line[inside], cell[inside], radius[inside]
     key, group = torch.unique(_key(line, cell, shape), return_inverse=True)
     widest = torch.zeros(len(key)).scatter_reduce(0, group, radius, "amax")
-    largest = max(RADIUS, WIDEST, HALO)
-    reach = int(np.ceil(largest))
+    reach = int(np.ceil(WIDEST))
     steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 3)
     size = steps.float().norm(dim=1)
-    steps, size = steps[size < largest], size[size < largest]
+    steps, size = steps[size < WIDEST], size[size < WIDEST]
     order = torch.argsort(size)
     steps, size = steps[order], size[order]
     number = torch.searchsorted(size, widest)
@@ -148,26 +137,17 @@ def follow_tracks(
     return lines.event[line[dead]], cell[dead], gap[dead], line[dead]
 
 
-def line_of_end(ends: Ends, lines: Lines) -> Tensor:
-    """(E,) int64, the line that each end starts or ends: every end has one."""
-    line = torch.full((len(ends.event),), -1)
-    number = torch.arange(len(lines))
-    line[lines.first] = number
-    line[lines.second[lines.linked]] = number[lines.linked]
-    return line
-
-
-def make_problem(hits: Voxels, gaps: Gaps, ends: Ends, lines: Lines, curve: Bend) -> Problem:
-    """Candidates that follow the tracks, and the hits near ends and faces, with their features.
+def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_end: Tensor) -> Problem:
+    """Candidates that follow the tracks, and the hits within `NEAR` of an end, with their features.
 
     Args:
         hits: one feature, the energy [MeV].
         gaps: the dead regions.
-        ends: of the tracks at the faces.
-        lines: ways through the gaps, from these ends.
+        lines: ways through them.
         curve: their bent form.
+        hits_of_end: (E,) number of hits behind each end.
     """
-    event, cell, gap, line = follow_tracks(hits, gaps, ends, lines, curve)
+    event, cell, gap, line = follow_tracks(hits, gaps, lines, curve)
     shape = torch.tensor(hits.grid)
     place = cell.float() + 0.5
     away = _distance(place, line, lines, curve)
@@ -181,14 +161,14 @@ def make_problem(hits: Voxels, gaps: Gaps, ends: Ends, lines: Lines, curve: Bend
     event, cell, gap, line = event[best], cell[best], gap[best], line[best]
     crowd = torch.bincount(torch.cumsum(first, 0) - 1, minlength=len(best)).float() if len(order) else torch.zeros(0)
 
-    near, hit_line = _context(hits, ends, lines, curve)
+    near, hit_line = _context(hits, lines, curve)
     hit_event, hit_cell, energy = hits.event[near], hits.coords[near].long(), hits.signal[near]
     event, cell = torch.cat([event, hit_event]), torch.cat([cell, hit_cell])
     owner = torch.cat([line, hit_line])
     energy = torch.cat([torch.zeros(len(line)), energy])
     crowd = torch.cat([crowd, torch.ones(len(near))])
     order = torch.argsort(_key(event, cell, shape))  # no voxel is both: candidates are dead, hits are not
-    feats = _features(cell, energy, owner, crowd, lines, curve, gaps, ends.hits)
+    feats = _features(cell, energy, owner, crowd, lines, curve, gaps, hits_of_end)
     counts = torch.bincount(event, minlength=len(hits))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     voxels = Voxels(cell[order].int().contiguous(), feats[order].contiguous(), offsets, hits.grid)
@@ -201,16 +181,13 @@ def make_problem(hits: Voxels, gaps: Gaps, ends: Ends, lines: Lines, curve: Bend
     return Problem(voxels, candidate, gap[by_row], line[by_row], path[by_row], along[by_row], lines)
 
 
-def _context(hits: Voxels, ends: Ends, lines: Lines, curve: Bend) -> tuple[Tensor, Tensor]:
-    """Hits near where lines start or end, or near faces: row (H,), ascending, and the line that passes nearest (H,)."""
+def _context(hits: Voxels, lines: Lines, curve: Bend) -> tuple[Tensor, Tensor]:
+    """Hits within `NEAR` of where lines start or end: row (H,), ascending, and the line that passes nearest (H,)."""
     linked = lines.linked.nonzero()[:, 0]
     owner = torch.cat([torch.arange(len(lines)), linked])
     point = torch.cat([curve.start, curve.end[linked]])
     pair, row = near_pairs(point, lines.event[owner], hits, NEAR)
-    face = hits.coords[ends.face_row].float() + 0.5
-    face_pair, face_row = near_pairs(face, ends.event[ends.face_end], hits, SIGHT)
-    line = torch.cat([owner[pair], line_of_end(ends, lines)[ends.face_end][face_pair]])
-    row = torch.cat([row, face_row])
+    line = owner[pair]
     away = _distance(hits.coords[row].float() + 0.5, line, lines, curve)
     order = torch.argsort(away)
     order = order[torch.argsort(row[order], stable=True)]

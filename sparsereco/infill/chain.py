@@ -145,4 +145,4 @@ def pose(hits: Voxels, gaps: Gaps) -> tuple[Ends, Lines, Problem]:
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
     curve = bend(lines, ends.position, ends.direction)
-    return ends, lines, make_problem(hits, gaps, ends, lines, curve)
+    return ends, lines, make_problem(hits, gaps, lines, curve, ends.hits)

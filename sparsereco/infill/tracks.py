@@ -41,8 +41,6 @@ class Ends:
     hits: Tensor  # (E,) int64, number of hits that the line was fitted to
     end: Tensor  # (M,) int64: row ``row[m]`` of the hits belongs to end ``end[m]``
     row: Tensor  # (M,) int64
-    face_end: Tensor  # (F,) int64: row ``face_row[f]`` of the hits lies at the face where end ``face_end[f]`` is
-    face_row: Tensor  # (F,) int64
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
     direction = torch.where(forward[:, None] < 0, -direction, direction)
     along = ((centroid - position) * direction).sum(1, keepdim=True)
     counts = torch.bincount(end[kept], minlength=n)
-    position, at_face = position + along * direction, at_face.nonzero()[:, 0]
-    return Ends(event, gap, across, position, direction, counts, end[kept], row[kept], piece, at_face)
+    return Ends(event, gap, across, position + along * direction, direction, counts, end[kept], row[kept])
 
 
 def near_pairs(point: Tensor, event: Tensor, hits: Voxels, radius: float) -> tuple[Tensor, Tensor]:

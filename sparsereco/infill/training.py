@@ -75,7 +75,7 @@ def draw_problem(
     hits, missing, _ = mask(measure(segments, detector, generator), gaps)
     ends = find_ends(hits, gaps)
     lines = find_lines(ends, hits, gaps)
-    return make_problem(hits, gaps, ends, lines, bend(lines, ends.position, ends.direction)), missing
+    return make_problem(hits, gaps, lines, bend(lines, ends.position, ends.direction), ends.hits), missing
 
 
 def filler_step(
