@@ -255,3 +255,13 @@ def test_a_training_of_three_steps(run: Run, bank_file: Path, capsys: pytest.Cap
     made = checkpoint.metadata("out/filler.safetensors")
     assert made["class"] == "Filler"
     assert set(made["metrics"]) == {"muon", "mixed"}
+
+
+def test_the_form_of_the_slides_is_trained_and_scored(run: Run, bank_file: Path) -> None:
+    banks = ["--bank", bank_file, "--held-out", bank_file]
+    assert run("benchmark", "slides", *banks, "--steps", 1, "--events", 6, "--json", "slides.json") == cli.DONE
+    rows = json.loads(Path("slides.json").read_text())["rows"]
+    assert [row["weights"] for row in rows] == ["softmax", "barrier", "fixed"]
+    assert all(0 <= row["f1"] <= row["f1_near"] <= 1 for row in rows)
+    assert rows[2]["final"] == [0.5, 0.5]
+    assert run("benchmark", "slides", *banks, "--steps", 0) == cli.WRONG_INPUT

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`) and the compiled operators (`kernels`)."""
+"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`) and operators (`kernels`)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,16 @@ example:
 """
 
 
+SLIDES = """\
+The form of the LArDRIP slides trained for a short time on muons through a gap of ten voxels: with plain softmax weights
+of its two errors, with weights held by a barrier, and with fixed ones. Each is scored above the threshold that is best
+on held-out muons, on further ones.
+
+example:
+  tools/benchmark.py slides --bank banks/lar.npz --held-out banks/lar_test.npz
+"""
+
+
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
     chain = cli.new_parser(CHAIN)
@@ -100,6 +110,12 @@ def parsers() -> jsonargparse.ArgumentParser:
     infill.add_argument("--copies", type=int, nargs="+", default=[2, 6, 18], help="copies of the boxes, along x and z")
     infill.add_argument("--threads", type=int, default=1, help="threads of torch in the chain alone")
     infill.add_argument("--rounds", type=int, default=3, help="rounds in which the detectors take turns")
+    slides = cli.new_parser(SLIDES)
+    slides.add_argument("--bank", type=str, metavar="FILE", required=True, help="bank of tracks to train on")
+    slides.add_argument("--held-out", type=str, metavar="FILE", required=True, help="bank of tracks to score on")
+    slides.add_argument("--steps", type=int, default=250, help="steps of 8 muons each")
+    slides.add_argument("--events", type=int, default=120, help="muons to score on, and as many for the threshold")
+    slides.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -109,6 +125,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("generator", generator, "images of single particles"),
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
+        ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
         cli.add_verbosity(one)
@@ -129,6 +146,7 @@ def run(argv: list[str]) -> None:
         "channels",
         "sides",
         "copies",
+        "steps",
         "threads",
         "rounds",
     ):
