@@ -257,7 +257,10 @@ def test_a_training_of_three_steps(run: Run, bank_file: Path, capsys: pytest.Cap
     assert set(made["metrics"]) == {"muon", "mixed"}
 
 
-def test_the_form_of_the_slides_is_trained_and_scored(run: Run, bank_file: Path) -> None:
+def test_the_form_of_the_slides_is_trained_and_scored(
+    run: Run, bank_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
     banks = ["--bank", bank_file, "--held-out", bank_file]
     assert run("benchmark", "slides", *banks, "--steps", 1, "--events", 6, "--json", "slides.json") == cli.DONE
     rows = json.loads(Path("slides.json").read_text())["rows"]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from sparsereco.errors import InputError
 from sparsereco.infill.channels import Channels, read_channels
 
 Index = NDArray[np.int64]
