@@ -20,7 +20,7 @@ exclude_patterns = ["_build"]
 
 TREES = {
     "Vertex": (schema.HITS, schema.RECO, schema.TRUTH),
-    "Camera": (schema.FRAMES, schema.FRAME_TRUTH),
+    "Camera": (schema.FRAMES, schema.ROIS, schema.SPARSE_FRAMES, schema.FRAME_TRUTH),
     "Infill": (schema.CHARGE_HITS, schema.INFILL, schema.INFILL_TRUTH),
 }
 

@@ -243,6 +243,7 @@ FRAMES = Schema(
                 "t_noisered": ("time for the noise reductor", "s"),
                 "t_DBSCAN": ("time for clustering", "s"),
                 "t_variables": ("time for the features", "s"),
+                "t_regions": ("time for the regions", "s"),
                 "lp_len": ("macro-pixels given to DBSCAN", ""),
             },
         ),
@@ -298,6 +299,43 @@ FRAMES = Schema(
     },
 )
 """Output of the camera chain: one entry per frame; clusters in descending integral, and their pixels in that order."""
+
+_FRAME_SIZE = (
+    Branch("rows", "rows of the frame", dtype="int32"),
+    Branch("columns", "columns of the frame", dtype="int32"),
+)
+
+ROIS = Schema(
+    "roi",
+    (*_FRAME_ID[:2], *_FRAME_SIZE),
+    {
+        "nRoi": (
+            Branch("roi_area", "pixels inside", dtype="int32"),
+            Branch("roi_nhits", "pixels inside that the selector chose", dtype="int32"),
+            Branch("roi_integral", "light inside, after vignetting", "counts"),
+            Branch("roi_score", "best score by the selector inside"),
+            Branch("roi_corners", "corners of the polygon", dtype="int32"),
+        ),
+        "nCorner": (
+            Branch("corner_x", "x of a corner, at the edge of a pixel; region by region, along the outline", "pixel"),
+            Branch("corner_y", "y of the corner", "pixel"),
+        ),
+    },
+)
+"""Output of the camera chain, same entries as ``Events``: regions that are worth keeping, as polygons without holes."""
+
+SPARSE_FRAMES = Schema(
+    "sparse_frames",
+    (*_FRAME_ID[:2], *_FRAME_SIZE),
+    {
+        "nPixel": (
+            Branch("pixel_x", "x of a pixel", "pixel", "int32"),
+            Branch("pixel_y", "y of the pixel", "pixel", "int32"),
+            Branch("pixel_value", "what it showed, as in the frame", "counts"),
+        )
+    },
+)
+"""Frames reduced to their regions, row by row."""
 
 FRAME_TRUTH = Schema(
     "event_info",

@@ -20,7 +20,7 @@ from sparsereco.camera.pedestal import read_pedestal, write_pedestal
 from sparsereco.errors import InputError
 from sparsereco.frames import histogram
 from sparsereco.io import RootWriter, read
-from sparsereco.schema import FRAME_TRUTH, FRAMES
+from sparsereco.schema import FRAME_TRUTH, FRAMES, ROIS, SPARSE_FRAMES
 
 ROOT = Path(__file__).parents[1]
 Tool = Callable[..., int]
@@ -233,3 +233,45 @@ def test_a_training_learns_and_goes_on(tool: Tool) -> None:
     assert checkpoint.load("out/selector.safetensors", Selector, SelectorConfig).settings.channels == (4, 8)
     with pytest.raises(InputError, match="no safetensors file"):
         checkpoint.load("out/log.csv", Selector, SelectorConfig)
+
+
+def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pedestal = sample / "run2.root", sample / "pedmap.root"
+    common = ("reco", "camera", run, "--pedestal", pedestal, "--selector", "anomaly", "-o", "reco.root")
+    assert tool(*common, "--save-sparse", "reco.root") == cli.WRONG_INPUT
+    assert "--save-sparse reco.root is the output, too" in capsys.readouterr().err
+    assert tool(*common, "--save-sparse", "sparse.root") == cli.DONE
+    regions, reduced = read("reco.root", ROIS), read("sparse.root", SPARSE_FRAMES)
+    assert ak.num(regions.roi_area).tolist() == [3] * 10
+    assert ak.num(reduced.pixel_x).tolist() == ak.sum(regions.roi_area, axis=1).tolist()
+    assert ak.sum(regions.roi_corners, axis=1).tolist() == ak.num(regions.corner_x).tolist()
+    with uproot.open("reco.root") as file:
+        record = json.loads(str(file["provenance"]))
+    assert record["chain"]["weights"]["selector"]["file"] == "anomaly.safetensors"
+
+    assert tool("evaluate", "camera", "reco.root", run, "-o", "report") == cli.DONE
+    numbers = json.loads(Path("report/report.json").read_text())["regions"]["anomaly"]
+    assert numbers["kept"]["value"] > 0.95
+    assert 0.85 < numbers["discarded"]["value"] < 0.99
+    assert numbers["held"]["3"]["value"] == 1
+    assert "anomaly, regions: track light kept" in Path("report/report.html").read_text()
+    assert tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--limit", 5) == cli.WRONG_INPUT
+    assert "does not say which chamber and camera it is of" in capsys.readouterr().err
+
+    assert tool("evaluate", "embed", "reco.root", run, "--pedestal", pedestal, "-o", "classes") == cli.DONE
+    numbers = json.loads(Path("classes/report.json").read_text())
+    assert np.sum(numbers["classes"]) == 50  # 30 of regions, 20 of noise
+    assert set(numbers["adjusted_rand"]) >= {"Deep Embedded Clustering", "k-means on pixels"}
+    assert numbers["figures"] == ["frame.png", "patches.png"]
+
+
+def test_trainings_without_labels(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["anomaly", "--pieces.size", 64, "--schedule.batch_size", 4, "--schedule.steps", 20, "--schedule.warmup", 5]
+    assert tool("train", *argv, "-q", "--pieces.frames", sample / "run1.root", "--output", "real") == cli.DONE
+    from sparsereco import checkpoint
+    from sparsereco.camera.anomaly import Autoencoder, AutoencoderConfig
+
+    assert checkpoint.load("real/anomaly.safetensors", Autoencoder, AutoencoderConfig).settings.latent == 4
+    assert tool("train", *argv, "-q", "--pieces.frames", "none.root", "--output", "none") == cli.WRONG_INPUT
+    assert "no such file: none.root" in capsys.readouterr().err
+    assert tool("train", "anomaly", "--network.objective", "best", "--output", "none") == cli.WRONG_INPUT

@@ -26,10 +26,11 @@ from sparsereco import checkpoint
 from sparsereco.camera.cluster import Clusters, features, find_clusters, pixels_of
 from sparsereco.camera.config import CameraConfig
 from sparsereco.camera.pedestal import Pedestal, check_frame, read_vignetting
-from sparsereco.camera.select import Selection, make_select, unet_weights
+from sparsereco.camera.regions import find_regions
+from sparsereco.camera.select import Selection, make_select, weights_of
 from sparsereco.camera.significance import BIN
 from sparsereco.frames import Frame
-from sparsereco.schema import FRAMES
+from sparsereco.schema import FRAMES, ROIS
 
 
 class CameraChain:
@@ -58,7 +59,7 @@ class CameraChain:
         """Reconstructs a frame.
 
         Returns:
-            A record with the fields of the tree ``Events``.
+            A record with the fields of the trees ``Events`` and ``roi``.
 
         Raises:
             InputError: a frame of another size than the pedestal, empty, saturated, not finite, or a spark.
@@ -76,6 +77,9 @@ class CameraChain:
         start = time.perf_counter()
         columns = self._measure(clusters, chosen)
         seconds["t_variables"] = time.perf_counter() - start
+        start = time.perf_counter()
+        columns |= self._outline(chosen)
+        seconds["t_regions"] = time.perf_counter() - start
         above = image.float().sub_(self._offset).flatten()
         mean, squares = float(above.mean()), float(torch.dot(above, above)) / len(above)
         scalars = {
@@ -99,8 +103,8 @@ class CameraChain:
             "frames": self.pedestal.frames,
             "hot": int(self.pedestal.hot.sum()),
         }
-        if self.config.selector == "unet":
-            path = unet_weights(self.config)
+        path = weights_of(self.config)
+        if path is not None:
             known["weights"] = {"selector": {"file": path.name, "sha256": checkpoint.sha256(path)}}
         return known
 
@@ -146,11 +150,42 @@ class CameraChain:
         }
         return columns | {f"sc_{name}": np.array([one[name] for one in measured]) for name in (measured or [{}])[0]}
 
+    def _outline(self, chosen: Selection) -> dict[str, NDArray]:
+        """Columns of the two groups of the tree ``roi``, regions in descending light."""
+        height, width = chosen.residual.shape
+        shape = (height // BIN, width // BIN)
+        found = find_regions(chosen.points, chosen.score, shape, self.config.region)
+        macro = np.argwhere(found.label)
+        owner = found.label[tuple(macro.T)] - 1
+        y, x = pixels_of(macro).T
+        light = chosen.residual[y, x].astype(float)
+        if self._light is not None:
+            light /= self._light[y, x]
+        n = len(found.polygons)
+        integral = np.bincount(np.repeat(owner, BIN**2), light, n)
+        order = np.argsort(-integral, kind="stable")
+        hits = np.bincount(found.label[tuple(chosen.points.T)] - 1, chosen.hits.sum(1), n)
+        corners = [np.array(found.polygons[region].exterior.coords)[:-1] for region in order]
+        every = np.concatenate([np.zeros((0, 2)), *corners])
+        return {
+            "roi_area": BIN**2 * np.bincount(owner, minlength=n)[order],
+            "roi_nhits": hits[order],
+            "roi_integral": integral[order],
+            "roi_score": found.score[order],
+            "roi_corners": np.array([len(one) for one in corners], int),
+            "corner_x": every[:, 0],
+            "corner_y": every[:, 1],
+        }
+
     def _record(self, frame: Frame, scalars: Mapping[str, Any], columns: Mapping[str, NDArray]) -> ak.Record:
-        known = {"run": frame.run, "event": frame.event, "pedestal_run": self.pedestal.run, **scalars}
-        fields: dict[str, Any] = {b.name: np.array([known.get(b.name, 0)], b.dtype) for b in FRAMES.scalars}
-        for name in FRAMES.counters:
-            column = columns.get(name, np.zeros(0))
-            fields[name] = ak.unflatten(column, [len(column)])
-        typed = {branch.name: ak.values_astype(fields[branch.name], branch.dtype) for branch in FRAMES.branches}
-        return ak.zip(typed, depth_limit=1)[0]
+        rows, width = frame.image.shape
+        known = {"run": frame.run, "event": frame.event, "pedestal_run": self.pedestal.run, "rows": rows}
+        known |= {"columns": width, **scalars}
+        fields: dict[str, Any] = {}
+        for branch in (*FRAMES.branches, *ROIS.branches):
+            if branch.name in FRAMES.counters or branch.name in ROIS.counters:
+                column = columns.get(branch.name, np.zeros(0))
+                fields[branch.name] = ak.values_astype(ak.unflatten(column, [len(column)]), branch.dtype)
+            else:
+                fields[branch.name] = np.array([known.get(branch.name, 0)], branch.dtype)
+        return ak.zip(fields, depth_limit=1)[0]

@@ -47,6 +47,30 @@ class UnetConfig:
 
 
 @dataclass(frozen=True)
+class AnomalyConfig:
+    """The autoencoder that knows only noise."""
+
+    weights: str | None = None
+    """Checkpoint (.safetensors); null: the shipped one."""
+    sigma: float = 4.5
+    """Standard deviation of the spot that its error is smoothed over [pixel]."""
+    threshold: float = 2.5
+    """Pixels whose smoothed error is below this many standard deviations are not of a cluster."""
+    min_score: float = 5.0
+    """Clusters whose largest smoothed error is below are dropped [standard deviations]."""
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """The regions of a frame that are worth keeping."""
+
+    cell: int = 8
+    """A track has a box in every cell of this edge [macro-pixel]."""
+    margin: int = 3
+    """How far boxes are enlarged on every side [macro-pixel]."""
+
+
+@dataclass(frozen=True)
 class DirectionalConfig:
     """Growth of straight and bent tracks beyond gaps."""
 
@@ -83,12 +107,14 @@ class ClusterConfig:
 class CameraConfig:
     """The chain from frames to clusters."""
 
-    selector: Literal["unet", "gaussian", "nsigma"] = "unet"
+    selector: Literal["unet", "gaussian", "nsigma", "anomaly"] = "unet"
     """What chooses pixels."""
     nsigma: NsigmaConfig = field(default_factory=NsigmaConfig)
     gaussian: GaussianConfig = field(default_factory=GaussianConfig)
     unet: UnetConfig = field(default_factory=UnetConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    region: RegionConfig = field(default_factory=RegionConfig)
     pixel: float = 0.152
     """Size of a pixel on the GEM [mm]."""
     kev_per_count: float = 0.001

@@ -1,7 +1,8 @@
-"""Pixel selection: from a frame to the points that are clustered. One interface, three selectors.
+"""Pixel selection: from a frame to the points that are clustered. One interface, four selectors.
 
-`nsigma` is the classical chain, `gaussian` a matched filter, `unet` the network. The latter two choose in two steps: a
-region may be faint at its edge, but somewhere in it must be a macro-pixel that no noise explains.
+`nsigma` is the classical chain, `gaussian` a matched filter, `unet` the network, `anomaly` what an autoencoder of noise
+cannot explain. All but the first choose in two steps: a region may be faint at its edge, but somewhere in it must be a
+macro-pixel that no noise explains.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from scipy.ndimage import label, median_filter, uniform_filter
 from torch import Tensor
 
 from sparsereco import checkpoint
-from sparsereco.camera.config import CameraConfig, GaussianConfig, NsigmaConfig
-from sparsereco.camera.significance import BIN, Normaliser, smooth
+from sparsereco.camera.anomaly import Autoencoder, AutoencoderConfig, error_map
+from sparsereco.camera.config import AnomalyConfig, CameraConfig, GaussianConfig, NsigmaConfig
+from sparsereco.camera.significance import BIN, Normaliser, Significance, smooth
 from sparsereco.camera.unet import Selector, SelectorConfig
 
 
@@ -76,16 +78,24 @@ def make_select(settings: CameraConfig, mean: Tensor, sigma: Tensor, hot: Tensor
         return lambda image: select_nsigma(image.cpu(), normaliser, cut, settings.nsigma)
     if settings.selector == "gaussian":
         return lambda image: select_gaussian(image.to(device), normaliser, settings.gaussian)
-    path = unet_weights(settings)
+    path = weights_of(settings)
+    assert path is not None
+    if settings.selector == "anomaly":
+        autoencoder = checkpoint.load(path, Autoencoder, AutoencoderConfig).to(device)
+        return lambda image: select_anomaly(image.to(device), normaliser, autoencoder, settings.anomaly)
     model = checkpoint.load(path, Selector, SelectorConfig).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
     probability, seed = settings.unet.probability, settings.unet.min_score
     return lambda image: select_unet(image.to(device), normaliser, model, probability, seed)
 
 
-def unet_weights(settings: CameraConfig) -> Path:
-    """Checkpoint of the network."""
-    return Path(settings.unet.weights or checkpoint.WEIGHTS / "selector.safetensors")
+def weights_of(settings: CameraConfig) -> Path | None:
+    """Checkpoint of the network that selects; None where none does."""
+    if settings.selector == "unet":
+        return Path(settings.unet.weights or checkpoint.WEIGHTS / "selector.safetensors")
+    if settings.selector == "anomaly":
+        return Path(settings.anomaly.weights or checkpoint.WEIGHTS / "anomaly.safetensors")
+    return None
 
 
 def select_nsigma(image: Tensor, normaliser: Normaliser, cut: Tensor, settings: NsigmaConfig) -> Selection:
@@ -142,7 +152,28 @@ def select_gaussian(image: Tensor, normaliser: Normaliser, settings: GaussianCon
     clock = Stopwatch()
     seen = normaliser(image)
     clock("t_pedsub")
-    response = smooth(seen.macro, settings.sigma / BIN)
+    return _select_response(smooth(seen.macro, settings.sigma / BIN), seen, settings, clock)
+
+
+def select_anomaly(image: Tensor, normaliser: Normaliser, model: Autoencoder, settings: AnomalyConfig) -> Selection:
+    """Pixels by the smoothed error of an autoencoder, whose macro-pixels are interpolated.
+
+    Args:
+        image: (H, W) [counts].
+        normaliser: knows the pedestal.
+        model: the autoencoder.
+        settings: width of the spot and thresholds.
+    """
+    clock = Stopwatch()
+    seen = normaliser(image)
+    clock("t_pedsub")
+    return _select_response(error_map(model, seen, settings.sigma / BIN), seen, settings, clock)
+
+
+def _select_response(
+    response: Tensor, seen: Significance, settings: GaussianConfig | AnomalyConfig, clock: Stopwatch
+) -> Selection:
+    """Pixels where the response (h, w) of macro-pixels, interpolated, is above a threshold."""
     fine = F.interpolate(response[None, None], scale_factor=BIN, mode="bilinear", align_corners=False)[0, 0]
     chosen = fine > settings.threshold
     points, hits = _seeded(F.pixel_unshuffle(chosen[None, None].float(), BIN)[0] > 0, response, settings.min_score)

@@ -1,14 +1,18 @@
-"""What the pixel selector is trained on: pieces of frames with tracks of few keV, in the noise of many cameras."""
+"""What the networks of the camera chain are trained on: pieces of frames with and without tracks, of many cameras."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsereco.camera.significance import Normaliser
+from sparsereco.camera.anomaly import OBJECTIVES, Autoencoder
+from sparsereco.camera.embed import PATCH, Embedder
+from sparsereco.camera.significance import BIN, Normaliser, Significance
 from sparsereco.camera.unet import Selector, focal_loss, to_pixels
 from sparsereco.sim.camera import (
     CARBON,
@@ -16,7 +20,9 @@ from sparsereco.sim.camera import (
     HELIUM,
     SENSORS,
     Chamber,
+    Light,
     Noise,
+    Sensor,
     Track,
     electron_tracks,
     light_of,
@@ -43,6 +49,23 @@ class PatchStream:
     """Exponent of the focal loss."""
 
 
+def draw_noises(shape: tuple[int, int], rng: np.random.Generator) -> list[tuple[Sensor, Noise]]:
+    """Pixels of pieces of cameras, three of four like those of the first preset."""
+    sensors = [SENSORS["fusion"]] * 3 + [SENSORS["quest"]]
+    return [(replace(sensor, shape=shape), Noise.draw(sensor, shape, rng)) for sensor in sensors * 48]
+
+
+def seen_with_pedestal(image: NDArray, noise: Noise, sensor: Sensor, rng: np.random.Generator) -> Significance:
+    """An image as it is seen by a pedestal of 40 to 400 frames of its camera."""
+    # A run of n frames knows the mean to sigma / sqrt(n), and sigma to a share of 1 / sqrt(2 n).
+    frames, shape = rng.integers(40, 400), noise.mean.shape
+    mean = noise.mean + noise.sigma * rng.standard_normal(shape, np.float32) / np.sqrt(frames)
+    sigma = noise.sigma * (1 + rng.standard_normal(shape, np.float32) / np.sqrt(2 * frames))
+    hot = noise.mean > sensor.offset + 20
+    normaliser = Normaliser(*(torch.from_numpy(np.asarray(a)) for a in (mean.astype("f4"), sigma.astype("f4"), hot)))
+    return normaliser(torch.from_numpy(image.astype(np.float32)))
+
+
 class Patches:
     """Draws pieces of frames; tracks and noise maps are made once.
 
@@ -56,8 +79,7 @@ class Patches:
         rng = np.random.default_rng(seed)
         self.electrons = electron_tracks(np.sort(self._energies(settings.electrons, rng)), seed + 1, rng)
         shape = (settings.size, settings.size)
-        sensors = [SENSORS["fusion"]] * 3 + [SENSORS["quest"]]
-        self.noises = [(replace(sensor, shape=shape), Noise.draw(sensor, shape, rng)) for sensor in sensors * 48]
+        self.noises = draw_noises(shape, rng)
 
     def _energies(self, n: int, rng: np.random.Generator) -> np.ndarray:
         faint = rng.random(n) < self.settings.faint
@@ -93,16 +115,7 @@ class Patches:
             lights.append(light_of(self._track(rng), place, rng.uniform(0, chamber.drift), chamber, sensor, rng))
         image = noise.expose(lights, rng, scale=rng.choice([1.0, 1.3]), drift=rng.choice([0.0, 0.3]))
 
-        # A pedestal run of n frames knows the mean to sigma / sqrt(n), and sigma to a share of 1 / sqrt(2 n).
-        frames = rng.integers(40, 400)
-        mean = noise.mean + noise.sigma * rng.standard_normal(shape, np.float32) / np.sqrt(frames)
-        sigma = noise.sigma * (1 + rng.standard_normal(shape, np.float32) / np.sqrt(2 * frames))
-        hot = noise.mean > sensor.offset + 20
-        normaliser = Normaliser(
-            *(torch.from_numpy(np.asarray(a)) for a in (mean.astype("f4"), sigma.astype("f4"), hot))
-        )
-        macro = normaliser(torch.from_numpy(image.astype(np.float32))).macro
-        return macro, torch.from_numpy(lit_pixels(lights, shape))
+        return seen_with_pedestal(image, noise, sensor, rng).macro, torch.from_numpy(lit_pixels(lights, shape))
 
     def _track(self, rng: np.random.Generator) -> Track:
         if rng.random() > self.settings.recoils:
@@ -119,3 +132,110 @@ def selector_step(
     logits = to_pixels(model(macro))
     # In units of the share of lit pixels: of the order of 1.
     return {"focal": 100 * focal_loss(logits, target, settings.positive_weight, settings.gamma)}
+
+
+@dataclass(frozen=True)
+class PedestalStream:
+    """Pieces of pedestal frames, without a track."""
+
+    size: int = 256
+    """Edge of a piece [pixel], a multiple of 4."""
+    frames: str | None = None
+    """File with frames of a real pedestal run; null: pieces of simulated cameras."""
+    max_frames: int = 60
+    """How many of its frames are used, after those that measured the pedestal (a third of them)."""
+
+
+class PedestalPieces:
+    """Draws maps of pieces of pedestal frames, as an objective sees them.
+
+    Args:
+        settings: the pieces.
+        view: of the objective.
+        seed: of the noise maps.
+        run: frames of a pedestal run as they are seen by its pedestal; None: simulated ones.
+    """
+
+    def __init__(
+        self,
+        settings: PedestalStream,
+        view: Callable[[Significance], Tensor],
+        seed: int,
+        run: Iterable[Significance] | None = None,
+    ) -> None:
+        self.settings, self.view = settings, view
+        shape = (settings.size, settings.size)
+        self.noises = draw_noises(shape, np.random.default_rng(seed)) if run is None else []
+        self.maps = [] if run is None else [view(seen) for seen in run]
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """(n, size / 4, size / 4); the same seed gives the same ones."""
+        rng = np.random.default_rng(seed)
+        return torch.stack([self._piece(rng) for _ in range(n)])
+
+    def _piece(self, rng: np.random.Generator) -> Tensor:
+        if self.maps:
+            whole, edge = self.maps[rng.integers(len(self.maps))], self.settings.size // BIN
+            top, left = (int(rng.integers(side - edge + 1)) for side in whole.shape)
+            return whole[top : top + edge, left : left + edge]
+        sensor, noise = self.noises[rng.integers(len(self.noises))]
+        image = noise.expose([], rng, scale=rng.choice([1.0, 1.3]), drift=rng.choice([0.0, 0.3]))
+        return self.view(seen_with_pedestal(image, noise, sensor, rng))
+
+
+def anomaly_step(model: Autoencoder, pieces: PedestalPieces, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Losses of one step on ``n`` pieces."""
+    image = pieces.draw(n, int(torch.randint(2**62, (1,), generator=generator)))
+    objective = OBJECTIVES[model.settings.objective]
+    return {model.settings.objective: objective.loss(model, image, generator)}
+
+
+@dataclass(frozen=True)
+class EmbedSample:
+    """Patches of electron recoils, nuclear recoils and noise, a third each."""
+
+    patches: int = 2400
+    """How many."""
+    electrons: tuple[float, float] = (20.0, 60.0)
+    """Energies of electrons [keV]."""
+    recoils: tuple[float, float] = (20.0, 100.0)
+    """Energies of nuclei [keV]."""
+
+
+def embed_patches(settings: EmbedSample, seed: int) -> Tensor:
+    """(N, 25, 25) significance of patches, whose centre is that of the light, up to three macro-pixels off."""
+    rng = np.random.default_rng(seed)
+    noises = draw_noises((BIN * PATCH, BIN * PATCH), rng)
+    energies = [_log_uniform(settings.electrons, rng) for _ in range(0, settings.patches, 3)]
+    electrons = iter(electron_tracks(np.array(energies), seed + 1, rng))
+    maps = []
+    for i in range(settings.patches):
+        sensor, noise = noises[rng.integers(len(noises))]
+        lights = []
+        if i % 3 == 0:
+            lights = [_patch_of(next(electrons), sensor, rng)]
+        elif i % 3 == 1:
+            energy = _log_uniform(settings.recoils, rng)
+            lights = [_patch_of(recoil_track(rng.choice([HELIUM, CARBON, FLUORINE]), energy, rng), sensor, rng)]
+        maps.append(seen_with_pedestal(noise.expose(lights, rng), noise, sensor, rng).macro)
+    return torch.stack(maps)
+
+
+def _log_uniform(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(np.log(limits[0]), np.log(limits[1]))))
+
+
+def _patch_of(track: Track, sensor: Sensor, rng: np.random.Generator) -> Light:
+    """The light of a track that falls into a patch around its centre."""
+    chamber, wide = Chamber(edge_light=1.0), replace(sensor, shape=(1200, 1200))
+    light = light_of(track, np.array([600.0, 600.0]), rng.uniform(0, chamber.drift), chamber, wide, rng)
+    centre = np.average(light.pixel, axis=0, weights=light.expected) if len(light.pixel) else np.zeros(2)
+    place = light.pixel - np.rint(centre + rng.uniform(-12, 12, 2)).astype(int) + BIN * PATCH // 2
+    inside = ((place >= 0) & (place < BIN * PATCH)).all(1)
+    return Light(place[inside], light.expected[inside], light.counts[inside])
+
+
+def embed_step(model: Embedder, prepared: Tensor, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Loss of one step of the autoencoder on ``n`` of the prepared patches."""
+    rows = torch.randint(len(prepared), (n,), generator=generator)
+    return {"drawing": torch.nn.functional.mse_loss(model.redraw(prepared[rows]), prepared[rows]) / prepared.var()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsereco.commands import (
     evaluate_calibration,
     evaluate_camera,
+    evaluate_embed,
     evaluate_generator,
     evaluate_infill,
     evaluate_vertex,
@@ -16,6 +17,7 @@ SYSTEMS = {
     "generator": evaluate_generator.COMMAND,
     "infill": evaluate_infill.COMMAND,
     "camera": evaluate_camera.COMMAND,
+    "embed": evaluate_embed.COMMAND,
     "calibration": evaluate_calibration.COMMAND,
 }
 

@@ -23,13 +23,15 @@ TEXT = """\
 From camera frames of an optical TPC to clusters with their pixels, features and energies.
 
 Reads frames from ROOT files (TH2 `pic_run<R>_ev<E>`), HDF5 files and MIDAS files (.mid.gz, bank CAM0), and a pedestal:
-a `pedmap` file, or a pedestal run in any of these formats, which is then averaged. Writes a tree `Events` with one
-entry per frame, also where nothing is found. Positions are in pixels, light in counts, energies in keV.
+a `pedmap` file, or a pedestal run in any of these formats, which is then averaged. Writes the trees `Events` (clusters)
+and `roi` (regions that are worth keeping, as polygons) with one entry per frame, also where nothing is found. Positions
+are in pixels, light in counts, energies in keV.
 
 examples:
   tools/reco.py camera run7.root --pedestal pedmap_run5.root -o reco7.root
   tools/reco.py camera 'run*.mid.gz' --pedestal run5.mid.gz --save-pedestal pedmap_run5.root -o reco.root
   tools/reco.py camera run7.root --pedestal run5.root --selector gaussian -o reco7.root
+  tools/reco.py camera run7.root --pedestal run5.root --selector anomaly --save-sparse sparse7.root -o reco7.root
 
 exit codes: 0 done, 1 failed while running, 2 wrong usage, setting, file or frame, 130 interrupted
 """
@@ -42,6 +44,7 @@ def parser() -> jsonargparse.ArgumentParser:
     parser = common.reco_parser(TEXT, "frames", 1)
     parser.add_argument("--pedestal", type=str | None, metavar="FILE", help="pedmap file, or frames of a pedestal run")
     parser.add_argument("--save-pedestal", type=str | None, metavar="FILE", help="write the pedestal as pedmap file")
+    parser.add_argument("--save-sparse", type=str | None, metavar="FILE", help="write frames reduced to their regions")
     parser.add_class_arguments(CameraConfig, nested_key=None)
     return parser
 
@@ -136,13 +139,19 @@ def reconstruct(
     Returns:
         The summary.
     """
+    from contextlib import ExitStack
+
     import awkward as ak
 
+    from sparsereco.camera.sparse_frame import reduce_frame
     from sparsereco.frames import iterate_frames, survey_frames
     from sparsereco.io import RootWriter
-    from sparsereco.schema import FRAMES
+    from sparsereco.schema import FRAMES, ROIS, SPARSE_FRAMES
 
+    if args.save_sparse == args.output:
+        raise InputError(f"--save-sparse {args.save_sparse} is the output, too: expected another file")
     writer = RootWriter(args.output, force=args.force)
+    reduced = None if args.save_sparse is None else RootWriter(args.save_sparse, force=args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
     sources = survey_frames(args.files, on_bad_file)
     start, stop = common.entry_range(args)
@@ -152,8 +161,13 @@ def reconstruct(
     spent = 0.0
     inputs: dict[str, dict[str, Any]] = {}
     clock = time.perf_counter()
-    with writer, cli.progress("camera", total, "frames", args.quiet) as advance:
-        writer.create(FRAMES.tree, FRAMES)
+    with ExitStack() as stack:
+        advance = stack.enter_context(cli.progress("camera", total, "frames", args.quiet))
+        for file, schemas in ((writer, (FRAMES, ROIS)), (reduced, (SPARSE_FRAMES,))):
+            if file is not None:
+                stack.enter_context(file)
+                for schema in schemas:
+                    file.create(schema.tree, schema)
         for frame in iterate_frames([source.file for source in sources], start, stop, on_bad_file):
             began = time.perf_counter()
             try:
@@ -164,7 +178,10 @@ def reconstruct(
                 skipped.append(error)
                 event = chain.empty(frame)
             spent += time.perf_counter() - began
-            writer.extend(FRAMES.tree, FRAMES, ak.Array([event]))
+            for schema in (FRAMES, ROIS):
+                writer.extend(schema.tree, schema, ak.Array([event]))
+            if reduced is not None:
+                reduced.extend(SPARSE_FRAMES.tree, SPARSE_FRAMES, ak.Array([reduce_frame(frame, event)]))
             frames += 1
             clusters += len(event["sc_size"])
             first = {"file": frame.file, "entry_start": frame.entry}

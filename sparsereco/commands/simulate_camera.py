@@ -91,7 +91,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             truth = ak.zip({**scalars, **fields}, depth_limit=1)
             writer.extend(FRAME_TRUTH.tree, FRAME_TRUTH, truth)
             advance(1)
-        settings = {"sensor": dataclasses.asdict(sensor), "chamber": dataclasses.asdict(chamber)}
+        settings: dict[str, Any] = {"sensor": dataclasses.asdict(sensor), "chamber": dataclasses.asdict(chamber)}
+        settings["noise_scale"] = args.noise_scale
         writer.provenance({**environment(["simulate.py", *argv]), "seed": args.seed, **settings})
     log.info("%s: %s frames", args.output, f"{args.number:,}")
 

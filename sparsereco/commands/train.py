@@ -15,6 +15,8 @@ STAGES = {
     "response": train_response.COMMAND,
     "filler": train_infill.COMMAND,
     "selector": train_camera.SELECTOR,
+    "anomaly": train_camera.ANOMALY,
+    "embed": train_camera.EMBED,
 }
 
 
