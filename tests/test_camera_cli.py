@@ -274,4 +274,7 @@ def test_trainings_without_labels(sample: Path, tool: Tool, capsys: pytest.Captu
     assert checkpoint.load("real/anomaly.safetensors", Autoencoder, AutoencoderConfig).settings.latent == 4
     assert tool("train", *argv, "-q", "--pieces.frames", "none.root", "--output", "none") == cli.WRONG_INPUT
     assert "no such file: none.root" in capsys.readouterr().err
+    big = ("train", "anomaly", "--pieces.size", 400, "--pieces.frames", sample / "run1.root", "--output", "none")
+    assert tool(*big) == cli.WRONG_INPUT
+    assert "pieces.size 400 is larger than the frames of" in capsys.readouterr().err
     assert tool("train", "anomaly", "--network.objective", "best", "--output", "none") == cli.WRONG_INPUT

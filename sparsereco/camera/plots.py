@@ -198,7 +198,7 @@ def classes_on_frame(macro: Tensor, regions: ak.Record, labels: np.ndarray, clas
     ax = figure.subplots()
     rows, columns = macro.shape
     edges = (-0.5, BIN * columns - 0.5, -0.5, BIN * rows - 0.5)
-    picture = ax.imshow(smooth(macro, 1.0), origin="lower", cmap="Greys", vmin=0, vmax=12, extent=edges)
+    picture = ax.imshow(smooth(macro, 1.0).numpy(), origin="lower", cmap="Greys", vmin=0, vmax=12, extent=edges)
     figure.colorbar(picture, ax=ax, label="smoothed significance", shrink=0.8)
     for corners, number in zip(polygons_of(regions), labels, strict=True):
         ax.fill(*corners.T, fill=False, ec=COLOURS[int(number) % len(COLOURS)], lw=1.4)

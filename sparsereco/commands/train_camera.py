@@ -124,11 +124,18 @@ class EmbedTraining:
     """Processes with one thread each; classes are found by the first."""
 
 
-def run(settings_class: type[Any], work: Callable[..., None], args: jsonargparse.Namespace, argv: list[str]) -> None:
-    """Trains a network."""
+def run(
+    settings_class: type[Any],
+    work: Callable[..., None],
+    args: jsonargparse.Namespace,
+    argv: list[str],
+    check: Callable[[Any], None] = lambda settings: None,
+) -> None:
+    """Trains a network, after ``check`` has found nothing wrong with the settings."""
     settings = training.settings_of(settings_class, args)
     cli.set_up_logging(args.quiet, args.verbose)
     training.check_training(settings, args.resume)
+    check(settings)
     training.in_processes(work, settings, args.resume, args.quiet)
 
 
@@ -162,6 +169,27 @@ def train_anomaly(rank: int, settings: AnomalyTraining, resume: bool, quiet: boo
         checkpoint.save(Path(settings.output) / "anomaly.safetensors", best, training=dataclasses.asdict(settings))
 
 
+def check_run(settings: AnomalyTraining) -> None:
+    """Finds a pedestal run that cannot be trained on.
+
+    Raises:
+        InputError: it cannot be read, has too few frames, or smaller ones than the pieces.
+    """
+    from sparsereco.frames import iterate_frames, survey_frames
+
+    path, size = settings.pieces.frames, settings.pieces.size
+    if size % 4 or size < 32:
+        raise InputError(f"pieces.size: expected a multiple of 4, at least 32, got {size}")
+    if path is None:
+        return
+    total = sum(file.entries for file in survey_frames([path]))
+    if total < 6:
+        raise InputError(f"pieces.frames: expected a run of at least 6 frames, {path} has {total}", file=path)
+    rows, columns = next(iterate_frames([path])).image.shape
+    if min(rows, columns) < size:
+        raise InputError(f"pieces.size {size} is larger than the frames of {path}, {rows} x {columns}", file=path)
+
+
 def seen_frames(settings: PedestalStream) -> Iterator[Significance]:
     """Frames of a pedestal run by the pedestal of its first third, which leaves the others their full noise."""
     from sparsereco.camera.pedestal import check_frame, measure_pedestal
@@ -170,12 +198,8 @@ def seen_frames(settings: PedestalStream) -> Iterator[Significance]:
 
     assert settings.frames is not None
     total = sum(file.entries for file in survey_frames([settings.frames]))
-    if total < 6:
-        raise InputError(f"pieces.frames: expected a run of at least 6 frames, {settings.frames} has {total}")
     first = total // 3
     pedestal = measure_pedestal(iterate_frames([settings.frames], 0, first))
-    if min(pedestal.mean.shape) < settings.size:
-        raise InputError(f"pieces.size {settings.size} is larger than the frames of {settings.frames}")
     normaliser = Normaliser(*(torch.from_numpy(a) for a in (pedestal.mean, pedestal.sigma, pedestal.hot)))
     for frame in iterate_frames([settings.frames], first, min(total, first + settings.max_frames)):
         check_frame(frame, pedestal)
@@ -220,7 +244,7 @@ ANOMALY = Command(
     "the autoencoder of the camera's anomaly regions",
     ANOMALY_TEXT,
     partial(training.training_parser, ANOMALY_TEXT, AnomalyTraining),
-    partial(run, AnomalyTraining, train_anomaly),
+    partial(run, AnomalyTraining, train_anomaly, check=check_run),
 )
 EMBED = Command(
     "classes of camera patches without labels",
