@@ -309,3 +309,22 @@ def test_a_file_with_no_known_tree(display: Display, tmp_path: Path, capsys: pyt
         pass
     assert display("empty.root", "--event", 0, "-o", "event.html") == cli.WRONG_INPUT
     assert "none of the trees reco, truth, hits in empty.root" in capsys.readouterr().err
+
+
+def test_the_window_of_a_decomposition_ends_where_tracks_leave_the_crop() -> None:
+    middle = np.array(DETECTOR.origin) + 10.0 * (np.array([50, 20, 60]) + 0.5)
+    # The crop is of voxels 47 to 53, but the vertex was moved to the next voxel along x.
+    wall = middle[0] + 35.0
+    one = {f"vtx_{axis}": [float(middle[i] + (6.0 if i == 0 else 0.0))] for i, axis in enumerate("xyz")}
+    one |= {"part_vtx": [0], "part_pdg": [2212], "part_ke": [30.0]}
+    one |= {"trk_vtx": [0], "img_part": [-1, -1], "img_pe": [10.0, 10.0]}
+    one |= {"trk_x": [float(wall)], "trk_y": [float(middle[1] + 1)], "trk_z": [float(middle[2] + 2)]}
+    one |= {"trk_dx": [0.9], "trk_dy": [0.3], "trk_dz": [0.316]}
+    one |= {
+        f"img_{axis}": [float(middle[i]), float(middle[i] + (30.0 if i == 0 else 0.0))] for i, axis in enumerate("xyz")
+    }
+    event = ak.Array([one])[0]
+    (found,) = decompose(None, event, DETECTOR)
+    lower = (np.array(found.lower) - np.array(DETECTOR.origin)) / DETECTOR.pitch
+    np.testing.assert_allclose(lower, [47, 17, 57])
+    assert found.measured.shape == (7, 7, 7)

@@ -21,6 +21,7 @@ from sparsereco.display.shapes import SIGNED, colour_axis, points
 from sparsereco.kinematics import particle_name
 
 Image = NDArray[np.float64]
+Place = NDArray[np.int64]
 
 WINDOW = 7
 """Voxels along each edge that are shown at least: the crop that the chain works on."""
@@ -97,7 +98,8 @@ def decompose(hits: ak.Record | None, reco: ak.Record, detector: Detector) -> li
         here = np.isin(owner, mine)
         low, high = index[here].min(0), index[here].max(0) + 1
         room = np.maximum(WINDOW - (high - low), 0)  # shared out so that the vertex is as near the middle as can be
-        low = low - np.clip(WINDOW // 2 - (centre - low), 0, room)
+        first = low - np.clip(WINDOW // 2 - (centre - low), 0, room)
+        low = _against_walls(reco, vertex, detector, first, low, high)
         shape = np.maximum(high - low, WINDOW)
         names = part_names(reco)
         parts = [(names[part], _grid(index[owner == part], light[owner == part], low, shape)) for part in mine]
@@ -108,6 +110,28 @@ def decompose(hits: ak.Record | None, reco: ak.Record, detector: Detector) -> li
         x, y, z = corner.tolist()
         found.append(Decomposition(vertex, (x, y, z), detector.pitch, measured, tuple(parts)))
     return found
+
+
+def _against_walls(reco: ak.Record, vertex: int, detector: Detector, guess: Place, low: Place, high: Place) -> Place:
+    """First voxel of the crop around a vertex.
+
+    A leaving track says where the crop ends, as its point lies on a wall of it; along the other axes the guess stands.
+
+    Args:
+        reco: the event.
+        vertex: its index.
+        detector: its grid.
+        guess: (3,) first voxel if no track says anything.
+        low: (3,) first and ``high`` (3,) one past the last voxel of the images, which the crop holds.
+    """
+    first = guess.copy()
+    for track in np.flatnonzero(ak.to_numpy(reco.trk_vtx) == vertex):
+        place = (points(reco, "trk_")[track] - np.array(detector.origin)) / detector.pitch
+        wall = np.rint(place).astype(int)
+        begin = np.where(points(reco, "trk_d")[track] > 0, wall - WINDOW, wall)
+        certain = (np.abs(place - wall) < 1e-3) & (begin <= low) & (begin + WINDOW >= high)
+        first = np.where(certain, begin, first)
+    return first
 
 
 def _grid(index: NDArray[np.int64], light: NDArray[Any], low: NDArray[np.int64], shape: NDArray[np.int64]) -> Image:
