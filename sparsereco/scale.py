@@ -33,8 +33,6 @@ RETRIES = 3
 """Further attempts at a unit after an error; after the loss of a worker Dask allows as many."""
 CONNECT = "10s"
 """How long to wait for a scheduler."""
-AHEAD = 1000
-"""Units that are handed out at a time: enough for any number of workers, few enough for the scheduler."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,7 @@ def workers(number: int | None, scheduler: str | None) -> Iterator[Client]:
             _check_software(client)
             yield client
         return
-    settings = {
-        "logging.distributed": "critical",
-        # One unit at a time: one that waits at a worker that another one kills would be blamed for it, too.
-        "distributed.scheduler.worker-saturation": 1.0,
-    }
-    with dask.config.set(settings), _interrupt_held():
+    with dask.config.set({"logging.distributed": "critical"}), _interrupt_held():
         # Without a limit of Dask's: a worker that it pauses for its memory would never go on.
         cluster = distributed.LocalCluster(
             n_workers=number,
@@ -143,15 +136,17 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
     waiting = iter(units)
     handed: dict[Any, Unit] = {}
 
-    def hand_out(number: int) -> list[Any]:
+    def hand_out() -> list[Any]:
+        """One unit per thread of the workers that are there: one that waits at a worker would die with it, too."""
+        free = max(sum(client.nthreads().values()), 1) - len(handed)
         futures = {}
-        for unit in itertools.islice(waiting, number):
+        for unit in itertools.islice(waiting, max(free, 0)):
             key = f"unit-{unit.number}-{task.run[:16]}-{os.getpid()}"
             futures[client.submit(work, task, unit, key=key, retries=RETRIES)] = unit
         handed.update(futures)
         return list(futures)
 
-    done = as_completed(hand_out(AHEAD), loop=client.loop)
+    done = as_completed(hand_out(), loop=client.loop)
     try:
         for future in done:
             unit = handed.pop(future)
@@ -168,7 +163,7 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
                 told = " ".join(f"{type(error).__name__}: {error}".split())
                 message = f"{unit.name}: given up after {RETRIES + 1} attempts, {told}"
                 yield Outcome(unit, error=InputError(message))
-            done.update(hand_out(1))
+            done.update(hand_out())
     finally:
         client.cancel(list(handed), force=True)
 
