@@ -71,6 +71,19 @@ example:
 """
 
 
+FAULTS = """\
+What goes wrong in production, done on purpose to `tools/reco.py vertex`.
+
+Spoilt input files (flipped bits, cuts, absurd counts, odd values and types) each have to give a result or one line,
+within bounds of time and memory; runs killed at random moments leave no output or a whole one, and --resume completes
+them with equal values; killed workers lose and double nothing; a full disk gives one line and leaves the old output.
+
+examples:
+  tools/benchmark.py faults
+  tools/benchmark.py faults --files 80 --kills 0 --worker-kills 0
+"""
+
+
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
     chain = cli.new_parser(CHAIN)
@@ -100,6 +113,11 @@ def parsers() -> jsonargparse.ArgumentParser:
     infill.add_argument("--copies", type=int, nargs="+", default=[2, 6, 18], help="copies of the boxes, along x and z")
     infill.add_argument("--threads", type=int, default=1, help="threads of torch in the chain alone")
     infill.add_argument("--rounds", type=int, default=3, help="rounds in which the detectors take turns")
+    faults = cli.new_parser(FAULTS)
+    faults.add_argument("--files", type=int, default=1000, help="spoilt files; 0: none")
+    faults.add_argument("--kills", type=int, default=50, help="killed runs; 0: none")
+    faults.add_argument("--worker-kills", type=int, default=20, help="killed workers, at least; 0: none")
+    faults.add_argument("--seed", type=int, default=1, help="of the random numbers")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -109,6 +127,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("generator", generator, "images of single particles"),
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
+        ("faults", faults, "spoilt files, kills, full disks"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
         cli.add_verbosity(one)
