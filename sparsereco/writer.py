@@ -46,6 +46,8 @@ class RootWriter:
         try:
             self._file = uproot.recreate(self.part)
         except OSError as error:
+            with suppress(OSError):
+                self.part.unlink(missing_ok=True)
             raise OutputError(f"output {self.path} cannot be created: {error}", file=str(self.path)) from error
         return self
 
