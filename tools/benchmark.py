@@ -71,6 +71,14 @@ example:
 """
 
 
+SCALE = """\
+`tools/reco.py vertex` without workers and on ever more local ones, start of the processes included: whether the values
+are equal to the last bit, and events per second. Set OMP_NUM_THREADS=1 for a comparison thread by thread.
+
+example:
+  OMP_NUM_THREADS=1 tools/benchmark.py scale --workers 1 2 4 --events 10000 --bank banks/test.npz
+"""
+
 FAULTS = """\
 What goes wrong in production, done on purpose to `tools/reco.py vertex`.
 
@@ -118,6 +126,11 @@ def parsers() -> jsonargparse.ArgumentParser:
     faults.add_argument("--kills", type=int, default=50, help="killed runs; 0: none")
     faults.add_argument("--worker-kills", type=int, default=20, help="killed workers, at least; 0: none")
     faults.add_argument("--seed", type=int, default=1, help="of the random numbers")
+    scale = cli.new_parser(SCALE)
+    scale.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers")
+    scale.add_argument("--events", type=int, default=10000, help="events of the sample")
+    scale.add_argument("--unit-size", type=int, default=1024, help="events of a unit")
+    scale.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -127,6 +140,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("generator", generator, "images of single particles"),
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
+        ("scale", scale, "the vertex chain on ever more workers"),
         ("faults", faults, "spoilt files, kills, full disks"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
@@ -148,6 +162,8 @@ def run(argv: list[str]) -> None:
         "channels",
         "sides",
         "copies",
+        "workers",
+        "unit_size",
         "threads",
         "rounds",
     ):
