@@ -59,7 +59,9 @@ class RootWriter:
             schema: names and types of its branches.
         """
         counters = schema.counters
-        types = {b.name: f"var * {b.dtype}" if b.name in counters else b.dtype for b in schema.branches}
+        # As types, not as text: to parse that takes longer than all the rest.
+        number = {b.name: ak.types.NumpyType(b.dtype) for b in schema.branches}
+        types = {name: ak.types.ListType(one) if name in counters else one for name, one in number.items()}
         with self._writing():
             self._trees[tree] = self._file.mktree(tree, types, counter_name=counters.__getitem__)
 

@@ -129,7 +129,7 @@ def parsers() -> jsonargparse.ArgumentParser:
     scale = cli.new_parser(SCALE)
     scale.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers")
     scale.add_argument("--events", type=int, default=10000, help="events of the sample")
-    scale.add_argument("--unit-size", type=int, default=1024, help="events of a unit")
+    scale.add_argument("--unit-size", type=int, default=2048, help="events of a unit")
     scale.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)

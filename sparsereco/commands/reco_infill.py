@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparsereco.io import Chunk, RootWriter
     from sparsereco.parts import Input, Tally, Unit
 
-UNIT_SIZE = 1024
+UNIT_SIZE = 2048
 """Events that a worker does at a time: some seconds."""
 
 GROUP = 16

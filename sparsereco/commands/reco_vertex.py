@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LIGHT_EVENTS = 500
 """Events that the light yield is measured on: where each has a leaving muon, to half a per cent."""
 
-UNIT_SIZE = 1024
+UNIT_SIZE = 2048
 """Events that a worker does at a time: some seconds."""
 
 TEXT = """\
