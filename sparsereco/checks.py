@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sparsereco.io import Chunk
 
 
+LARGEST = 1e12
+"""A larger signal or energy is none: sums and squares of such have to stay within single precision."""
+
+
 @dataclass(frozen=True)
 class BadEvent:
     """An event that cannot be reconstructed, and the first reason for it."""
@@ -88,6 +92,7 @@ def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
             found.check(
                 branch, values, owner, (values >= 0) & np.isfinite(values), "a finite signal of at least 0 p.e."
             )
+            found.check(branch, values, owner, values <= LARGEST, f"a signal of at most {LARGEST:g} p.e.")
         else:
             axis = "xyz".index(branch[-1])
             low, high = detector.origin[axis], detector.origin[axis] + detector.size[axis]

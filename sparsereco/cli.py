@@ -42,7 +42,7 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     verbose = "-v" in argv or "--verbose" in argv  # needed before, and if ever, the arguments are parsed
     # A batch system ends a job with SIGTERM: it cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _keep_memory_together()
+    keep_memory_together()
     try:
         run(argv)
     except SystemExit as stop:  # --help and --version
@@ -59,7 +59,7 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     return DONE
 
 
-def _keep_memory_together() -> None:
+def keep_memory_together() -> None:
     """Has glibc keep one arena of memory, not one per thread: what one has free, the others cannot use."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # other C libraries go without

@@ -39,3 +39,7 @@ class InputError(Exception):
 
 class BranchError(InputError, KeyError):
     """A branch is missing, misspelt or of the wrong type."""
+
+
+class OutputError(InputError):
+    """An output cannot be written: no space, no right to, or its folder is gone."""

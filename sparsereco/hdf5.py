@@ -84,6 +84,11 @@ def read_hdf5(path: str) -> SegmentTable | VoxelTable:
     return _segments(rows, path) if name == "segments" else _voxels(rows, path)
 
 
+def count_events(path: str) -> int:
+    """Number of events in a file. Raises what `read_hdf5` raises."""
+    return len(np.unique(read_hdf5(path).event))
+
+
 def _segments(rows: Any, path: str) -> SegmentTable:
     rows = rows[np.argsort(rows["eventID"], kind="stable")]
     start, end = (

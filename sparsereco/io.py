@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import awkward as ak
@@ -41,6 +41,7 @@ __all__ = [
     "iterate",
     "open_source",
     "read",
+    "regroup",
     "survey",
 ]
 
@@ -120,6 +121,35 @@ def iterate(
             if on_bad_file is None:
                 raise
             on_bad_file(error)
+
+
+def regroup(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """The same events in chunks of the same size, whatever the step size was that they were read with.
+
+    Networks round a little differently when other events share a batch: what is put together the same way comes out the
+    same to the last bit.
+
+    Args:
+        chunks: consecutive ones, file by file.
+        size: events per chunk; the last one of a file may have fewer.
+    """
+    held: Chunk | None = None
+    for chunk in chunks:
+        if held is not None and (chunk.file, chunk.tree, chunk.entry_start) == (held.file, held.tree, held.entry_stop):
+            chunk = replace(chunk, entry_start=held.entry_start, events=ak.concatenate([held.events, chunk.events]))
+        elif held is not None:
+            yield held
+        whole = len(chunk.events) // size * size
+        for start in range(0, whole, size):
+            yield _part(chunk, start, start + size)
+        held = None if whole == len(chunk.events) > 0 else _part(chunk, whole, len(chunk.events))
+    if held is not None:
+        yield held
+
+
+def _part(chunk: Chunk, start: int, stop: int) -> Chunk:
+    first = chunk.entry_start
+    return replace(chunk, entry_start=first + start, entry_stop=first + stop, events=chunk.events[start:stop])
 
 
 def read(file: str | Path, schema: Schema, tree: str | None = None) -> ak.Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +12,7 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from sparsereco.errors import InputError
+from sparsereco.errors import InputError, OutputError
 from sparsereco.schema import Schema
 
 
@@ -25,7 +26,9 @@ class RootWriter:
         force: replace a file that is there already.
 
     Raises:
-        InputError: The file is there already and ``force`` is not set, or it cannot be created.
+        InputError: The file is there already and ``force`` is not set.
+        OutputError: It cannot be created, and from all methods: it cannot be written to (a full disk, a folder that is
+            gone).
     """
 
     def __init__(self, path: str | Path, force: bool = False) -> None:
@@ -36,14 +39,16 @@ class RootWriter:
         if self.path.exists() and not force:
             raise InputError(f"output {path} exists already; -f replaces it", file=str(path))
         if not self.path.parent.is_dir():  # uproot would make the folder
-            raise InputError(f"output {path}: there is no folder {self.path.parent}", file=str(path))
+            raise OutputError(f"output {path}: there is no folder {self.path.parent}", file=str(path))
         self._trees: dict[str, uproot.WritableTree] = {}
 
     def __enter__(self) -> RootWriter:
         try:
             self._file = uproot.recreate(self.part)
         except OSError as error:
-            raise InputError(f"output {self.path} cannot be created: {error}", file=str(self.path)) from error
+            with suppress(OSError):
+                self.part.unlink(missing_ok=True)
+            raise OutputError(f"output {self.path} cannot be created: {error}", file=str(self.path)) from error
         return self
 
     def create(self, tree: str, schema: Schema) -> None:
@@ -54,8 +59,11 @@ class RootWriter:
             schema: names and types of its branches.
         """
         counters = schema.counters
-        types = {b.name: f"var * {b.dtype}" if b.name in counters else b.dtype for b in schema.branches}
-        self._trees[tree] = self._file.mktree(tree, types, counter_name=counters.__getitem__)
+        # As types, not as text: to parse that takes longer than all the rest.
+        number = {b.name: ak.types.NumpyType(b.dtype) for b in schema.branches}
+        types = {name: ak.types.ListType(one) if name in counters else one for name, one in number.items()}
+        with self._writing():
+            self._trees[tree] = self._file.mktree(tree, types, counter_name=counters.__getitem__)
 
     def extend(self, tree: str, schema: Schema, events: ak.Array) -> None:
         """Appends events to a tree, which is created where it is not there yet.
@@ -76,7 +84,8 @@ class RootWriter:
                 raise ValueError(f"branches of '{counter}' in tree '{tree}' differ in length within an event")
         if len(events) > 0:
             columns = {branch.name: ak.values_astype(events[branch.name], branch.dtype) for branch in schema.branches}
-            self._trees[tree].extend(columns)
+            with self._writing():
+                self._trees[tree].extend(columns)
 
     def put(self, name: str, content: object) -> None:
         """Stores a histogram or a string.
@@ -85,18 +94,33 @@ class RootWriter:
             name: in the file.
             content: what uproot can write, but no columns of a tree: those go through `extend`.
         """
-        self._file[name] = content
+        with self._writing():
+            self._file[name] = content
 
     def provenance(self, record: Mapping[str, object]) -> None:
         """Stores how the file was made, as a `TObjString` ``provenance`` with JSON."""
-        self._file["provenance"] = json.dumps(record)
+        self.put("provenance", json.dumps(record))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._file.close()
             if kind is None:
-                self.part.replace(self.path)
+                with self._writing():
+                    self._file.close()
+                    self.part.replace(self.path)
+            else:
+                with suppress(OSError):  # what went wrong is on its way already
+                    self._file.close()
         finally:
-            self.part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says which output it is that cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"output {self.path} cannot be written: {reason}", file=str(self.path)) from error

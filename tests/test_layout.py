@@ -34,7 +34,7 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
 }
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io", "infill.light"},  # knows neither torch nor models
-    {"cli", "ops", "reference", "convolution"},
+    {"cli", "ops", "reference", "convolution", "scale"},
     {"voxels", "segments", "geometry"},
     {"nn", "sim", "checkpoint", *STAGES},  # a system: what its stages share
     {"stage"},
@@ -42,7 +42,13 @@ LEVELS = [  # a part imports from its own level and from those before it; what i
     {"commands"},  # what tools/ assembles
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-DOORS = {"spconv": "nn/sparse.py", "torch_scatter": "ops.py", "geant4_pybind": "sim/geant4.py"}
+DOORS = {
+    "spconv": "nn/sparse.py",
+    "torch_scatter": "ops.py",
+    "geant4_pybind": "sim/geant4.py",
+    "dask": "scale.py",
+    "distributed": "scale.py",
+}
 
 
 def imports(path: Path) -> set[str]:

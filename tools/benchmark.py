@@ -80,6 +80,26 @@ example:
   tools/benchmark.py slides --bank banks/lar.npz --held-out banks/lar_test.npz
 """
 
+SCALE = """\
+`tools/reco.py vertex` without workers and on ever more local ones, start of the processes included: whether the values
+are equal to the last bit, and events per second. Set OMP_NUM_THREADS=1 for a comparison thread by thread.
+
+example:
+  OMP_NUM_THREADS=1 tools/benchmark.py scale --workers 1 2 4 --events 10000 --bank banks/test.npz
+"""
+
+FAULTS = """\
+What goes wrong in production, done on purpose to `tools/reco.py vertex`.
+
+Spoilt input files (flipped bits, cuts, absurd counts, odd values and types) each have to give a result or one line,
+within bounds of time and memory; runs killed at random moments leave no output or a whole one, and --resume completes
+them with equal values; killed workers lose and double nothing; a full disk gives one line and leaves the old output.
+
+examples:
+  tools/benchmark.py faults
+  tools/benchmark.py faults --files 80 --kills 0 --worker-kills 0
+"""
+
 
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
@@ -116,6 +136,16 @@ def parsers() -> jsonargparse.ArgumentParser:
     slides.add_argument("--steps", type=int, default=250, help="steps of 8 muons each")
     slides.add_argument("--events", type=int, default=120, help="muons to score on, and as many for the threshold")
     slides.add_argument("--threads", type=int, default=1, help="threads of torch")
+    faults = cli.new_parser(FAULTS)
+    faults.add_argument("--files", type=int, default=1000, help="spoilt files; 0: none")
+    faults.add_argument("--kills", type=int, default=50, help="killed runs; 0: none")
+    faults.add_argument("--worker-kills", type=int, default=20, help="killed workers, at least; 0: none")
+    faults.add_argument("--seed", type=int, default=1, help="of the random numbers")
+    scale = cli.new_parser(SCALE)
+    scale.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers")
+    scale.add_argument("--events", type=int, default=10000, help="events of the sample")
+    scale.add_argument("--unit-size", type=int, default=2048, help="events of a unit")
+    scale.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -126,6 +156,8 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
         ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
+        ("scale", scale, "the vertex chain on ever more workers"),
+        ("faults", faults, "spoilt files, kills, full disks"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
         cli.add_verbosity(one)
@@ -147,6 +179,8 @@ def run(argv: list[str]) -> None:
         "sides",
         "copies",
         "steps",
+        "workers",
+        "unit_size",
         "threads",
         "rounds",
     ):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sparsereco.checks import BadEvent
     from sparsereco.io import Chunk, Source
+    from sparsereco.parts import Tally
     from sparsereco.schema import BranchNames, ChargeBranchNames, Schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -172,19 +173,12 @@ def sound_events(
     return drop_hits(chunk.events, [event.offset for event in bad], schema)
 
 
-def add_input(inputs: dict[tuple[str, str], dict[str, Any]], chunk: Chunk) -> None:
-    """Notes which entries of which file were read, for the provenance."""
-    first = {"file": chunk.file, "tree": chunk.tree, "uuid": chunk.uuid, "entry_start": chunk.entry_start}
-    inputs.setdefault((chunk.file, chunk.tree), first)["entry_stop"] = chunk.entry_stop
-
-
 def provenance_of(
     args: jsonargparse.Namespace,
     record: Mapping[str, Any],
     chain: Mapping[str, Any],
     device: str,
-    inputs: Mapping[Any, dict[str, Any]],
-    skipped: list[InputError],
+    tally: Tally,
     schema: Schema,
     **more: Any,
 ) -> dict[str, Any]:
@@ -195,8 +189,7 @@ def provenance_of(
         record: the first entries, from `run_reco`.
         chain: the chain's own account.
         device: that it ran on.
-        inputs: the entries that were read, by file.
-        skipped: what did not stop the run.
+        tally: what became of the entries.
         schema: of the output.
         more: what only this system has to say.
     """
@@ -209,8 +202,8 @@ def provenance_of(
         **more,
         "device": device,
         "seed": args.seed,
-        "inputs": list(inputs.values()),
-        "skipped": [str(error) for error in skipped],
+        "inputs": list(tally.inputs.values()),
+        "skipped": [str(error) for error in tally.skipped],
         "units": schema.units,
     }
 

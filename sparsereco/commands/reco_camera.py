@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, scaled
 from sparsereco.errors import InputError
 
 if TYPE_CHECKING:
     from sparsereco.camera.chain import CameraChain
     from sparsereco.camera.config import CameraConfig
     from sparsereco.camera.pedestal import Pedestal
+    from sparsereco.frames import Frame
+    from sparsereco.io import RootWriter
+    from sparsereco.parts import Tally, Unit
+
+UNIT_SIZE = 20
+"""Frames that a worker does at a time: some seconds."""
 
 TEXT = """\
 From camera frames of an optical TPC to clusters with their pixels, features and energies.
@@ -42,6 +51,7 @@ def parser() -> jsonargparse.ArgumentParser:
     from sparsereco.camera.config import CameraConfig
 
     parser = common.reco_parser(TEXT, "frames", 1)
+    scaled.add_options(parser, "frames", UNIT_SIZE)
     parser.add_argument("--pedestal", type=str | None, metavar="FILE", help="pedmap file, or frames of a pedestal run")
     parser.add_argument("--save-pedestal", type=str | None, metavar="FILE", help="write the pedestal as pedmap file")
     parser.add_argument("--save-sparse", type=str | None, metavar="FILE", help="write frames reduced to their regions")
@@ -141,15 +151,16 @@ def reconstruct(
     """
     from contextlib import ExitStack
 
-    import awkward as ak
-
-    from sparsereco.camera.sparse_frame import reduce_frame
     from sparsereco.frames import iterate_frames, survey_frames
     from sparsereco.io import RootWriter
-    from sparsereco.schema import FRAMES, ROIS, SPARSE_FRAMES
+    from sparsereco.parts import Input, Tally
+    from sparsereco.schema import FRAMES, ROIS
 
-    if args.save_sparse == args.output:
+    on_workers = scaled.wanted(args)
+    if args.save_sparse is not None and args.save_sparse == args.output:
         raise InputError(f"--save-sparse {args.save_sparse} is the output, too: expected another file")
+    if args.save_sparse is not None and on_workers:
+        raise InputError("--save-sparse writes a file of its own, which workers cannot share: run without workers")
     writer = RootWriter(args.output, force=args.force)
     reduced = None if args.save_sparse is None else RootWriter(args.save_sparse, force=args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
@@ -157,46 +168,121 @@ def reconstruct(
     start, stop = common.entry_range(args)
     total = common.selected(sum(source.entries for source in sources), start, stop)
     chain, device = load_chain(args, config)
-    frames = clusters = 0
-    spent = 0.0
-    inputs: dict[str, dict[str, Any]] = {}
+    tally = Tally(skipped=skipped)
     clock = time.perf_counter()
     with ExitStack() as stack:
         advance = stack.enter_context(cli.progress("camera", total, "frames", args.quiet))
-        for file, schemas in ((writer, (FRAMES, ROIS)), (reduced, (SPARSE_FRAMES,))):
+        for file in (writer, reduced):
             if file is not None:
                 stack.enter_context(file)
-                for schema in schemas:
-                    file.create(schema.tree, schema)
-        for frame in iterate_frames([source.file for source in sources], start, stop, on_bad_file):
-            began = time.perf_counter()
-            try:
-                event = chain(frame)
-            except InputError as error:
-                if not args.skip_bad_events:
-                    raise
-                skipped.append(error)
-                event = chain.empty(frame)
-            spent += time.perf_counter() - began
-            for schema in (FRAMES, ROIS):
-                writer.extend(schema.tree, schema, ak.Array([event]))
-            if reduced is not None:
-                reduced.extend(SPARSE_FRAMES.tree, SPARSE_FRAMES, ak.Array([reduce_frame(frame, event)]))
-            frames += 1
-            clusters += len(event["sc_size"])
-            first = {"file": frame.file, "entry_start": frame.entry}
-            inputs.setdefault(frame.file, first)["entry_stop"] = frame.entry + 1
-            advance(1)
+        if on_workers:
+            inputs = [Input(source.file, None, source.entries) for source in sources]
+
+            def prepare(folder: Path) -> Job:
+                return Job(config, shared_pedestal(args, chain, folder), device, args.seed, args.skip_bad_events)
+
+            about = {"chain": chain.provenance(), "pedestal": args.pedestal, "device": device}
+            trees = FRAMES, ROIS
+            scaled.reconstruct(args, trees, process_unit, prepare, inputs, 1, about, writer, tally, advance)
+        else:
+            frames = iterate_frames([source.file for source in sources], start, stop, on_bad_file)
+            process(chain, frames, writer, tally, args.skip_bad_events, advance, reduced)
         writer.provenance(
-            common.provenance_of(
-                args, record, chain.provenance(), device, inputs, skipped, FRAMES, pedestal=args.pedestal
-            )
+            common.provenance_of(args, record, chain.provenance(), device, tally, FRAMES, pedestal=args.pedestal)
         )
+    if on_workers:
+        scaled.remove_parts(args)
     seconds = time.perf_counter() - clock
     return (
-        f"{args.output}: {frames:,} frames, {clusters:,} clusters in {seconds:.1f} s on {device}, of which "
-        f"{1000 * spent / max(frames, 1):.0f} ms per frame for the chain; {len(skipped)} skipped"
+        f"{args.output}: {tally.events:,} frames, {tally.found['clusters']:,} clusters in {seconds:.1f} s on {device}, "
+        f"of which {1000 * tally.found['seconds'] / max(tally.events, 1):.0f} ms per frame for the chain; "
+        f"{len(skipped)} skipped"
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know."""
+
+    config: CameraConfig
+    pedestal: str
+    """A pedmap file."""
+    device: str
+    seed: int
+    skip_bad_events: bool
+
+
+def shared_pedestal(args: jsonargparse.Namespace, chain: CameraChain, folder: Path) -> str:
+    """A pedmap file for the workers: that of the command line, or one among the parts with what was measured."""
+    from sparsereco.camera.pedestal import write_pedestal
+
+    if Path(args.pedestal).suffix == ".root" and not is_run(args.pedestal):
+        return str(args.pedestal)
+    path = folder.resolve() / "pedestal.root"
+    write_pedestal(path, chain.pedestal, force=True)
+    return str(path)
+
+
+def process(
+    chain: CameraChain,
+    frames: Iterable[Frame],
+    writer: RootWriter,
+    tally: Tally,
+    skip_bad_events: bool,
+    advance: Callable[[int], None],
+    reduced: RootWriter | None = None,
+) -> None:
+    """Reconstructs frames and writes them, one by one; those reduced to their regions too, where there is a file."""
+    import awkward as ak
+
+    from sparsereco.camera.sparse_frame import reduce_frame
+    from sparsereco.schema import FRAMES, ROIS, SPARSE_FRAMES
+
+    for schema in (FRAMES, ROIS):
+        writer.create(schema.tree, schema)
+    if reduced is not None:
+        reduced.create(SPARSE_FRAMES.tree, SPARSE_FRAMES)
+    for frame in frames:
+        began = time.perf_counter()
+        try:
+            event = chain(frame)
+        except InputError as error:
+            if not skip_bad_events:
+                raise
+            tally.skipped.append(error)
+            event = chain.empty(frame)
+        tally.found["seconds"] += time.perf_counter() - began
+        for schema in (FRAMES, ROIS):
+            writer.extend(schema.tree, schema, ak.Array([event]))
+        if reduced is not None:
+            reduced.extend(SPARSE_FRAMES.tree, SPARSE_FRAMES, ak.Array([reduce_frame(frame, event)]))
+        tally.read(frame.file, None, frame.entry, frame.entry + 1)
+        tally.events += 1
+        tally.found["clusters"] += len(event["sc_size"])
+        advance(1)
+
+
+def process_unit(job: Job, unit: Unit, writer: RootWriter) -> Tally:
+    """Reconstructs the frames of a unit; runs on a worker."""
+    from sparsereco.frames import iterate_frames
+    from sparsereco.parts import Tally
+
+    tally = Tally()
+    frames = iterate_frames([unit.file], unit.entry_start, unit.entry_stop or None)
+    process(job_chain(job), frames, writer, tally, job.skip_bad_events, lambda done: None)
+    return tally
+
+
+@functools.lru_cache(maxsize=1)
+def job_chain(job: Job) -> CameraChain:
+    """The chain of a job, loaded once per worker."""
+    import torch
+
+    from sparsereco.camera.chain import CameraChain
+    from sparsereco.camera.pedestal import read_pedestal
+
+    torch.manual_seed(job.seed)
+    return CameraChain(read_pedestal(job.pedestal), job.config, job.device)
 
 
 COMMAND = common.Command("camera frames to clusters", TEXT, parser, run)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, scaled
 from sparsereco.commands.lar import NAMES, read_detector
 from sparsereco.errors import InputError
 from sparsereco.schema import CHARGE_HITS, INFILL, ChargeBranchNames
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from sparsereco.infill.chain import InfillChain
     from sparsereco.infill.config import InfillConfig
     from sparsereco.infill.gaps import Gaps, LArDetector
-    from sparsereco.io import Chunk
+    from sparsereco.io import Chunk, RootWriter
+    from sparsereco.parts import Input, Tally, Unit
+
+UNIT_SIZE = 2048
+"""Events that a worker does at a time: some seconds."""
+
+GROUP = 16
+"""Batches that are filled and written at a time."""
 
 TEXT = f"""\
 The missing voxels of tracks that cross gaps between modules, cathodes and dead channels, with their energy.
@@ -45,6 +54,7 @@ def parser() -> jsonargparse.ArgumentParser:
     from sparsereco.infill.config import InfillConfig
 
     parser = common.reco_parser(TEXT, "events", "3 MB")
+    scaled.add_options(parser, "events", UNIT_SIZE)
     parser.add_argument("--detector", type=str | None, metavar="NAME|FILE", help="geometry; needed")
     parser.add_class_arguments(InfillConfig, nested_key=None)
     parser.add_class_arguments(ChargeBranchNames, "branches")
@@ -117,50 +127,141 @@ def reconstruct(
     Returns:
         The summary.
     """
-    import awkward as ak
-
-    from sparsereco.infill.checks import check_charge_hits
     from sparsereco.io import RootWriter
+    from sparsereco.parts import Tally
 
+    on_workers = scaled.wanted(args)
     detector = read_detector(args.detector)
     writer = RootWriter(args.output, force=args.force)
     device = cli.choose_device(args.device)
     chain = load_chain(detector, config, device, args.seed)
-    inputs: dict[tuple[str, str], dict[str, Any]] = {}
-    events = voxels = wide = 0
+    job = Job(detector, config, names, device, args.seed, args.step_size, args.skip_bad_events)
+    tally = Tally(skipped=skipped)
     clock = time.perf_counter()
-    total = count(args, names, skipped)
+    # Without workers, what is bad is listed when it is read.
+    inputs = survey(args, names, skipped if on_workers else None)
+    total = common.selected(sum(one.entries for one in inputs), *common.entry_range(args))
     with writer, cli.progress("infill", total, "events", args.quiet) as advance:
-        writer.create("infill", INFILL)
-        for chunk in chunks(args, names, chain.gaps, args.files, skipped):
-            bad = check_charge_hits(chunk.events, chain.gaps)
-            hits = common.sound_events(chunk, bad, names, CHARGE_HITS, skipped if args.skip_bad_events else None)
-            found = chain(hits)
-            writer.extend("infill", INFILL, found)
-            common.add_input(inputs, chunk)
-            events += len(found)
-            voxels += int(ak.count(found["fill_e"]))
-            wide += int(ak.sum(ak.any(found["gap_wide"] * (1 - found["gap_alone"]) > 0, axis=1)))
-            advance(len(found))
-            cli.release_memory()
-        writer.provenance(common.provenance_of(args, record, chain.provenance(), device, inputs, skipped, INFILL))
+        if on_workers:
+            about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
+            scaled.reconstruct(
+                args,
+                (INFILL,),
+                process_unit,
+                lambda folder: job,
+                inputs,
+                config.batch_size,
+                about,
+                writer,
+                tally,
+                advance,
+            )
+        else:
+            process(job, chain, chunks(args, names, chain.gaps, args.files, skipped), writer, tally, advance)
+        writer.provenance(common.provenance_of(args, record, chain.provenance(), device, tally, INFILL))
+    if on_workers:
+        scaled.remove_parts(args)
     seconds = time.perf_counter() - clock
+    wide = tally.found["wide"]
     note = f"\n{wide:,} events have gaps filled that are wider than trained (gap_wide)" if wide else ""
     return (
-        f"{args.output}: {events:,} events, {voxels:,} voxels filled in in {seconds:.1f} s on {device} "
-        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped{note}"
+        f"{args.output}: {tally.events:,} events, {tally.found['voxels']:,} voxels filled in in {seconds:.1f} s on "
+        f"{device} ({tally.events / seconds:,.0f} events/s), {len(skipped)} skipped{note}"
     )
 
 
-def count(args: jsonargparse.Namespace, names: ChargeBranchNames, skipped: list[InputError]) -> int:
-    """Events of the ROOT files in the entry range; finds bad files before anything is reconstructed."""
-    from sparsereco.hdf5 import is_hdf5
-    from sparsereco.io import survey
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know."""
 
+    detector: LArDetector
+    config: InfillConfig
+    names: ChargeBranchNames
+    device: str
+    seed: int
+    step_size: str | int
+    skip_bad_events: bool
+
+
+def process(
+    job: Job,
+    chain: InfillChain,
+    chunks: Iterable[Chunk],
+    writer: RootWriter,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> None:
+    """Fills events and writes them, some batches at a time."""
+    import awkward as ak
+
+    from sparsereco.infill.checks import check_charge_hits
+    from sparsereco.io import regroup
+
+    writer.create("infill", INFILL)
+    for chunk in regroup(chunks, GROUP * job.config.batch_size):
+        bad = check_charge_hits(chunk.events, chain.gaps)
+        hits = common.sound_events(chunk, bad, job.names, CHARGE_HITS, tally.skipped if job.skip_bad_events else None)
+        found = chain(hits)
+        writer.extend("infill", INFILL, found)
+        tally.read(chunk.file, chunk.tree, chunk.entry_start, chunk.entry_stop, uuid=chunk.uuid)
+        tally.events += len(found)
+        tally.found["voxels"] += int(ak.count(found["fill_e"]))
+        tally.found["wide"] += int(ak.sum(ak.any(found["gap_wide"] * (1 - found["gap_alone"]) > 0, axis=1)))
+        advance(len(found))
+        cli.release_memory()
+
+
+def process_unit(job: Job, unit: Unit, writer: RootWriter) -> Tally:
+    """Fills the events of a unit; runs on a worker."""
+    from sparsereco.hdf5 import is_hdf5
+    from sparsereco.io import iterate
+    from sparsereco.parts import Tally
+
+    tally = Tally()
+    chain = job_chain(job)
+    stop = unit.entry_stop or None  # of a file without entries: it is read, and listed
+    if is_hdf5(unit.file):
+        chunks = of_hdf5([unit.file], chain.gaps, unit.entry_start, stop, None)
+    else:
+        tree = f"{unit.file}:{unit.tree}"
+        chunks = iterate([tree], CHARGE_HITS, None, job.names, job.step_size, unit.entry_start, stop)
+    process(job, chain, chunks, writer, tally, lambda done: None)
+    return tally
+
+
+@functools.lru_cache(maxsize=1)
+def job_chain(job: Job) -> InfillChain:
+    """The chain of a job, loaded once per worker."""
+    return load_chain(job.detector, job.config, job.device, job.seed)
+
+
+def survey(args: jsonargparse.Namespace, names: ChargeBranchNames, skipped: list[InputError] | None) -> list[Input]:
+    """The files and their events; finds bad ROOT files before anything is reconstructed.
+
+    Args:
+        args: the command line.
+        names: what the inputs call their branches.
+        skipped: takes the errors of bad files; None where they are listed later, when they are read. HDF5 files, which
+            have to be read to be counted, are left out then.
+    """
+    from sparsereco import io
+    from sparsereco.hdf5 import count_events, is_hdf5
+    from sparsereco.parts import Input
+
+    noted = (lambda error: None) if skipped is None else skipped.append
+    on_bad_file = noted if args.skip_bad_files else None
     roots = [file for file in args.files if not is_hdf5(file)]
-    # What is bad is listed when it is read.
-    sources = survey(roots, CHARGE_HITS, names, (lambda error: None) if args.skip_bad_files else None)
-    return common.selected(sum(source.entries for source in sources), *common.entry_range(args))
+    sources = io.survey(roots, CHARGE_HITS, names, on_bad_file)
+    inputs = [Input(source.file, source.tree, source.entries, source.uuid) for source in sources]
+    for file in args.files if skipped is not None and len(roots) < len(args.files) else []:
+        check_one_format(args.files)
+        try:
+            inputs.append(Input(file, None, count_events(file)))
+        except InputError as error:
+            if on_bad_file is None:
+                raise
+            on_bad_file(error)
+    return inputs
 
 
 def chunks(
@@ -172,11 +273,25 @@ def chunks(
 
     start, stop = common.entry_range(args)
     on_bad_file = skipped.append if args.skip_bad_files else None
-    if not any(map(is_hdf5, files)):
+    if any(map(is_hdf5, files)):
+        check_one_format(files)
+        yield from of_hdf5(files, gaps, start, stop, on_bad_file)
+    else:
         yield from iterate(files, CHARGE_HITS, None, names, args.step_size, start, stop, on_bad_file)
-        return
+
+
+def check_one_format(files: list[str]) -> None:
+    """Refuses HDF5 files together with others."""
+    from sparsereco.hdf5 import is_hdf5
+
     if not all(map(is_hdf5, files)):
         raise InputError("inputs are either all ROOT files or all HDF5 files, not both in one run")
+
+
+def of_hdf5(
+    files: list[str], gaps: Gaps, start: int, stop: int | None, on_bad_file: Callable[[InputError], None] | None
+) -> Iterator[Chunk]:
+    """Events of HDF5 files, arguments as of `sparsereco.io.iterate`."""
     from sparsereco.infill.events import from_hdf5
 
     before = 0

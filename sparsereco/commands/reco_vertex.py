@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from sparsereco import cli
-from sparsereco.commands import common
+from sparsereco.commands import common, scaled
 from sparsereco.errors import InputError
 from sparsereco.schema import HITS, RECO, BranchNames
 
 if TYPE_CHECKING:
+    from sparsereco.io import Chunk, RootWriter
+    from sparsereco.parts import Tally, Unit
     from sparsereco.vertex.chain import VertexChain
     from sparsereco.vertex.config import VertexConfig
     from sparsereco.vertex.light import LightYield
 
 LIGHT_EVENTS = 500
 """Events that the light yield is measured on: where each has a leaving muon, to half a per cent."""
+
+UNIT_SIZE = 2048
+"""Events that a worker does at a time: some seconds."""
 
 TEXT = """\
 From full-detector events to vertices, hadrons and leaving tracks.
@@ -34,6 +41,7 @@ examples:
   tools/reco.py vertex run7.root -o reco7.root
   tools/reco.py vertex 'run*.root:hits' -o reco.root -c configs/vertex.yaml --finder.score_threshold 0.3
   tools/reco.py vertex other.root:tree --branches.hit_pe charge --check
+  tools/reco.py vertex 'run*.root' -o reco.root --workers 8
 
 exit codes: 0 done, 1 failed while running, 2 wrong usage, setting, file or branch, 130 interrupted
 """
@@ -44,6 +52,7 @@ def parser() -> jsonargparse.ArgumentParser:
     from sparsereco.vertex.config import VertexConfig
 
     parser = common.reco_parser(TEXT, "events", "3 MB")
+    scaled.add_options(parser, "events", UNIT_SIZE)
     parser.add_class_arguments(VertexConfig, nested_key=None)
     parser.add_class_arguments(BranchNames, "branches")
     return parser
@@ -105,10 +114,10 @@ def reconstruct(
     Returns:
         The summary.
     """
-    import awkward as ak
+    from sparsereco.io import RootWriter, iterate, survey
+    from sparsereco.parts import Input, Tally
 
-    from sparsereco.io import RootWriter, check_hits, iterate, survey
-
+    on_workers = scaled.wanted(args)
     writer = RootWriter(args.output, force=args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
     sources = survey(args.files, HITS, names, on_bad_file)
@@ -121,35 +130,106 @@ def reconstruct(
     if light and light.usable:
         chain.light_scale = light.scale
 
-    inputs: dict[tuple[str, str], dict[str, Any]] = {}
-    events = vertices = 0
+    job = Job(config, names, chain.light_scale, device, args.seed, args.step_size, args.skip_bad_events)
+    tally = Tally(skipped=skipped)
     clock = time.perf_counter()
     with writer, cli.progress("vertex", common.selected(total, start, stop), "events", args.quiet) as advance:
-        writer.create("reco", RECO)
-        for chunk in iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file):
-            bad = check_hits(chunk.events, config.detector)
-            hits = common.sound_events(chunk, bad, names, HITS, skipped if args.skip_bad_events else None)
-            found = chain(hits)
-            writer.extend("reco", RECO, found)
-            common.add_input(inputs, chunk)
-            events += len(found)
-            vertices += int(ak.count(found["vtx_score"]))
-            advance(len(found))
-            cli.release_memory()
+        if on_workers:
+            inputs = [Input(source.file, source.tree, source.entries, source.uuid) for source in sources]
+            about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
+            scaled.reconstruct(
+                args,
+                (RECO,),
+                process_unit,
+                lambda folder: job,
+                inputs,
+                config.batch_size,
+                about,
+                writer,
+                tally,
+                advance,
+            )
+        else:
+            chunks = iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file)
+            process(job, chain, chunks, writer, tally, advance)
         record["config"]["light_scale"] = chain.light_scale
         told_light = light and dataclasses.asdict(light)
         writer.provenance(
-            common.provenance_of(
-                args, record, chain.provenance(), device, inputs, skipped, RECO, light_yield=told_light
-            )
+            common.provenance_of(args, record, chain.provenance(), device, tally, RECO, light_yield=told_light)
         )
+    if on_workers:
+        scaled.remove_parts(args)
     seconds = time.perf_counter() - clock
+    dropped = tally.found["dropped"]
     return (
-        f"{args.output}: {events:,} events, {vertices:,} vertices in {seconds:.1f} s on {device} "
-        f"({events / seconds:,.0f} events/s), {len(skipped)} skipped"
+        f"{args.output}: {tally.events:,} events, {tally.found['vertices']:,} vertices in {seconds:.1f} s on {device} "
+        f"({tally.events / seconds:,.0f} events/s), {len(skipped)} skipped"
         + (f"\n{told(light)}" if light else "")
-        + (f"\n{chain.dropped_starts:,} starts of fits were dropped, not finite" if chain.dropped_starts else "")
+        + (f"\n{dropped:,} starts of fits were dropped, not finite" if dropped else "")
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know."""
+
+    config: VertexConfig
+    names: BranchNames
+    light_scale: float
+    """As taken for all events, given or measured."""
+    device: str
+    seed: int
+    step_size: str | int
+    skip_bad_events: bool
+
+
+def process(
+    job: Job,
+    chain: VertexChain,
+    chunks: Iterable[Chunk],
+    writer: RootWriter,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> None:
+    """Reconstructs events and writes them, batch by batch."""
+    import awkward as ak
+
+    from sparsereco.io import check_hits, regroup
+
+    writer.create("reco", RECO)
+    dropped = chain.dropped_starts
+    for chunk in regroup(chunks, job.config.batch_size):
+        bad = check_hits(chunk.events, job.config.detector)
+        hits = common.sound_events(chunk, bad, job.names, HITS, tally.skipped if job.skip_bad_events else None)
+        found = chain(hits)
+        writer.extend("reco", RECO, found)
+        tally.read(chunk.file, chunk.tree, chunk.entry_start, chunk.entry_stop, uuid=chunk.uuid)
+        tally.events += len(found)
+        tally.found["vertices"] += int(ak.count(found["vtx_score"]))
+        advance(len(found))
+        cli.release_memory()
+    tally.found["dropped"] += chain.dropped_starts - dropped
+
+
+def process_unit(job: Job, unit: Unit, writer: RootWriter) -> Tally:
+    """Reconstructs a unit; runs on a worker."""
+    from sparsereco.io import iterate
+    from sparsereco.parts import Tally
+
+    tally = Tally()
+    stop = unit.entry_stop or None  # of a file without entries: it is read, and listed
+    tree = f"{unit.file}:{unit.tree}"
+    chunks = iterate([tree], HITS, None, job.names, job.step_size, unit.entry_start, stop)
+    process(job, job_chain(job), chunks, writer, tally, lambda done: None)
+    return tally
+
+
+@functools.lru_cache(maxsize=1)
+def job_chain(job: Job) -> VertexChain:
+    """The chain of a job, loaded once per worker."""
+    chain = load_chain(job.config, job.device, job.seed)
+    chain.light_scale = job.light_scale
+    return chain
 
 
 def measure_light(chain: VertexChain, trees: list[str], names: BranchNames, start: int, stop: int | None) -> LightYield:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import awkward as ak
 import numpy as np
 
-from sparsereco.checks import BadEvent, BadEvents
+from sparsereco.checks import LARGEST, BadEvent, BadEvents
 from sparsereco.infill.gaps import Gaps
 from sparsereco.schema import CHARGE_HITS
 
@@ -32,6 +32,7 @@ def check_charge_hits(events: ak.Array, gaps: Gaps) -> list[BadEvent]:
     flat = {branch: np.asarray(ak.flatten(sound[branch])) for branch in CHARGE_HITS.counters}
     energy = flat["hit_e"]  # NaN fails every comparison
     found.check("hit_e", energy, owner, (energy >= 0) & np.isfinite(energy), "a finite energy of at least 0 MeV")
+    found.check("hit_e", energy, owner, energy <= LARGEST, f"an energy of at most {LARGEST:g} MeV")
     detector = gaps.detector
     for axis, name in enumerate("xyz"):
         low, high = detector.origin[axis], detector.origin[axis] + detector.shape[axis] * detector.pitch

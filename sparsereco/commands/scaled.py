@@ -1,0 +1,130 @@
+"""`tools/reco.py` on many processes: the options for it, and a reconstruction in units of work."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from sparsereco.commands import common
+from sparsereco.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsereco.parts import Input, Tally, Unit
+    from sparsereco.schema import Schema
+    from sparsereco.writer import RootWriter
+
+
+def add_options(parser: jsonargparse.ArgumentParser, unit: str, size: int) -> None:
+    """Adds what `wanted` and `reconstruct` read.
+
+    Args:
+        parser: of `tools/reco.py`.
+        unit: what an entry of the input is, in the plural.
+        size: default of ``--unit-size``.
+    """
+    add = parser.add_argument
+    add("--workers", type=int | None, metavar="N", help="reconstruct in N processes of one thread each")
+    add("--scheduler", type=str | None, metavar="ADDRESS", help="reconstruct on the workers of a running Dask cluster")
+    add("--unit-size", type=int, default=size, metavar="N", help=f"{unit} that a worker does at a time")
+    add("--resume", action="store_true", help="go on with the parts (OUT.parts) that a run on workers left")
+
+
+def wanted(args: jsonargparse.Namespace) -> bool:
+    """Whether to reconstruct on workers.
+
+    Raises:
+        InputError: options that do not go together, or numbers that are none.
+    """
+    if args.workers is not None and args.scheduler is not None:
+        raise InputError("--workers and --scheduler: expected one of them")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers: expected a positive number, got {args.workers}")
+    if args.unit_size < 1:
+        raise InputError(f"--unit-size: expected a positive number, got {args.unit_size}")
+    on_workers = args.workers is not None or args.scheduler is not None
+    if args.resume and not on_workers:
+        raise InputError("--resume goes on with a run on workers: expected --workers or --scheduler, too")
+    return on_workers
+
+
+def reconstruct(
+    args: jsonargparse.Namespace,
+    schemas: Iterable[Schema],
+    process: Callable[[Any, Unit, RootWriter], Tally],
+    prepare: Callable[[Path], Any],
+    inputs: list[Input],
+    batch_size: int,
+    about: Mapping[str, Any],
+    writer: RootWriter,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> None:
+    """Reconstructs in units on workers, and writes the parts into the output in the order of the input.
+
+    Args:
+        args: the command line.
+        schemas: of the trees of the output.
+        process: does a unit on a worker, given the job.
+        prepare: makes the job, given the folder of the parts, where it may leave files for the workers.
+        inputs: the files.
+        batch_size: entries that the chain takes together; units begin and end between batches, where they would without
+            units, so that values do not depend on these.
+        about: what the result depends on beside inputs and entry range.
+        writer: of the output, opened.
+        tally: takes what became of the entries.
+        advance: is told how many entries are done.
+
+    Raises:
+        InputError: a unit failed and ``--skip-bad-files`` is not given, the parts are of another run, or workers cannot
+            be used.
+    """
+    from sparsereco.parts import Parts, divide
+    from sparsereco.scale import Task, run_units, software, workers
+
+    log = logging.getLogger("sparsereco")
+    start, stop = common.entry_range(args)
+    size = -(-args.unit_size // batch_size) * batch_size
+    units = divide(inputs, start, stop, size)
+    settings = {**about, "seed": args.seed, "skip_bad_events": args.skip_bad_events}
+    files = [one.identity() for one in inputs]
+    manifest = {"software": software(), "settings": settings, "entries": [start, stop], "unit": size, "inputs": files}
+    parts = Parts(writer.path, manifest)
+    parts.open(args.resume, args.force)
+
+    left = []
+    for unit in units:
+        record = parts.record(unit) if args.resume else None
+        if record is None:
+            left.append(unit)
+        else:
+            advance(record["events"])
+    if len(left) < len(units):
+        log.info("%s: %d of %d units are done already", parts.folder, len(units) - len(left), len(units))
+
+    failed: dict[int, InputError] = {}
+    if left:
+        task = Task(process, prepare(parts.folder), parts.folder.resolve(), parts.digest, Path.cwd(), software())
+        try:
+            with workers(args.workers, args.scheduler) as client:
+                for outcome in run_units(client, task, left):
+                    if outcome.error is not None:
+                        if not args.skip_bad_files:
+                            raise outcome.error
+                        failed[outcome.unit.number] = outcome.error
+                    advance(outcome.events)
+        except BaseException:
+            done = sum(parts.path(unit).exists() for unit in units)
+            log.warning("%s keeps %d of %d units; --resume goes on from there", parts.folder, done, len(units))
+            raise
+    parts.merge([unit for unit in units if unit.number not in failed], schemas, writer, tally)
+    tally.skipped += [failed[number] for number in sorted(failed)]
+
+
+def remove_parts(args: jsonargparse.Namespace) -> None:
+    """Removes the parts of an output that is whole."""
+    shutil.rmtree(f"{args.output}.parts", ignore_errors=True)
