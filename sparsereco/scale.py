@@ -194,9 +194,10 @@ def _one_thread() -> None:
     """Has a worker compute with one thread, wherever its threads would come from, and keep its memory together."""
     import torch
 
-    from sparsereco.cli import keep_memory_together
+    from sparsereco.cli import keep_free_memory, keep_memory_together
 
     keep_memory_together()
+    keep_free_memory()
     torch.set_num_threads(1)
 
 
