@@ -69,7 +69,7 @@ def keep_memory_together() -> None:
 def keep_free_memory() -> None:
     """Has glibc keep memory that is free until `release_memory`, however small Dask has set the threshold for a worker.
 
-    Dask's 64 kB make the system give and take pages with every layer of a network: a fifth of a worker's processor time.
+    Dask's 64 kB have pages given and taken with every layer of a network: a fifth of a worker's processor time.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
     """
     from distributed import CancelledError, KilledWorker, as_completed
 
+    attempt = uuid.uuid4().hex  # else Dask might answer with what it still knows of a run before
     waiting = iter(units)
     handed: dict[Any, Unit] = {}
 
@@ -141,7 +143,7 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
         free = max(sum(client.nthreads().values()), 1) - len(handed)
         futures = {}
         for unit in itertools.islice(waiting, max(free, 0)):
-            key = f"unit-{unit.number}-{task.run[:16]}-{os.getpid()}"
+            key = f"unit-{unit.number}-{attempt}"
             futures[client.submit(work, task, unit, key=key, retries=RETRIES)] = unit
         handed.update(futures)
         return list(futures)
