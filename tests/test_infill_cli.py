@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from tool_loader import load_tool
+from tool_loader import load_tool, run_without
 
 from sparsereco import cli
 from sparsereco.events import read_provenance
@@ -185,19 +183,8 @@ def test_the_shipped_training_lists_the_defaults() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as stop:
-    assert not stop.code
-heavy = {"torch", "uproot", "awkward", "scipy", "h5py"} & set(sys.modules)
-assert not heavy, heavy
-"""
     for tool in ("reco", "simulate", "evaluate"):
-        command = [sys.executable, "-c", code, str(ROOT / "tools" / f"{tool}.py"), "infill", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_without(tool, ["infill", "--help"], {"torch", "uproot", "awkward", "scipy", "h5py"})
         assert done.returncode == 0, done.stderr
 
 

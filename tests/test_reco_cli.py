@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +12,7 @@ import pytest
 import uproot
 import yaml
 from conftest import ROOT, AveragingChain, Reco, WriteHits, some_hits
+from tool_loader import run_without
 
 from sparsereco import __version__, cli
 from sparsereco.io import RECO, BranchNames, read
@@ -141,18 +140,7 @@ def test_the_detector_may_be_a_file(reco: Reco, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("system", [[], ["vertex"]])
 def test_help_loads_nothing_heavy(system: list[str]) -> None:
-    code = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as stop:
-    assert not stop.code
-heavy = {"torch", "uproot", "awkward", "scipy", "rich"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    command = [sys.executable, "-c", code, str(ROOT / "tools" / "reco.py"), *system, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_without("reco", [*system, "--help"], {"torch", "uproot", "awkward", "scipy", "rich"})
     assert done.returncode == 0, done.stderr
     assert "vertex" in done.stdout
     if system:

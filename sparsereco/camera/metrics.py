@@ -124,8 +124,13 @@ def _key(record: ak.Record) -> NDArray[np.int64]:
 
 def threshold_at(comparison: Comparison, fakes_per_frame: float) -> float:
     """The score that so many fakes per frame exceed; -inf where there are fewer at all."""
-    allowed = int(fakes_per_frame * comparison.frames)
-    ordered = np.sort(comparison.fakes)[::-1]
+    return score_at_rate(comparison.fakes, fakes_per_frame, comparison.frames)
+
+
+def score_at_rate(scores: Floats, per_frame: float, frames: int) -> float:
+    """The score that so many of ``scores`` per frame exceed; -inf where there are fewer at all."""
+    allowed = int(per_frame * frames)
+    ordered = np.sort(scores)[::-1]
     return float(ordered[allowed]) if allowed < len(ordered) else -np.inf
 
 

@@ -11,6 +11,7 @@ import awkward as ak
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsereco.camera.metrics import score_at_rate
 from sparsereco.camera.regions import label_pixels, polygons_of
 from sparsereco.errors import InputError
 from sparsereco.stats import Estimate, fraction
@@ -88,9 +89,7 @@ def _compare_frame(regions: ak.Record, truth: ak.Record, frame: int) -> tuple[ND
 
 def threshold_at(comparison: RegionComparison, false_per_frame: float) -> float:
     """The score that so many false regions per frame exceed; -inf where there are fewer at all."""
-    allowed = int(false_per_frame * comparison.frames)
-    ordered = np.sort(comparison.score[comparison.false])[::-1]
-    return float(ordered[allowed]) if allowed < len(ordered) else -np.inf
+    return score_at_rate(comparison.score[comparison.false], false_per_frame, comparison.frames)
 
 
 def summarise_regions(one: RegionComparison, threshold: float) -> dict:

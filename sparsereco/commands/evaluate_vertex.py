@@ -77,8 +77,9 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for source in (*reco_sources, *truth_sources)
     ]
     sections = report.vertex_sections(summary, figures, simple.note)
-    if args.oracle:
-        sections.append(report.limit_section(summary["limit"]))
+    limit = report.limit_section(summary["limit"]) if args.oracle else None
+    if limit:
+        sections.append(limit)
     reports.write_report(
         args,
         reports.Report(
@@ -93,8 +94,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             simple.note,
         ),
     )
-    if args.oracle:
-        limit = report.limit_section(summary["limit"])
+    if limit:
         common.print_table(limit.text, limit.rows, "", limit.header)
 
 

@@ -64,7 +64,12 @@ class Prepared:
 
     near: Around
     crops: Crops
-    light: Tensor  # (V, voxels) of all voxels of the crops [p.e.]
+
+    def light(self) -> Tensor:
+        """(V, voxels) of all voxels of the crops [p.e.]."""
+        around = self.near.around
+        place = around.coords.long() - self.near.centre[around.event]
+        return measured_light(place, around.signal, around.event, len(self.crops))
 
 
 class VertexChain:
@@ -175,9 +180,7 @@ class VertexChain:
         with torch.inference_mode(), self._on_device():
             context = embed(self.finder, near.around)
             crops = cut_crops(near.around, context, near.centre, near.tracks, MAX_VOXELS)
-            place = near.around.coords.long() - near.centre[near.around.event]
-            light = measured_light(place, near.around.signal, near.around.event, len(crops))
-        return Prepared(near, crops, light)
+        return Prepared(near, crops)
 
     def _batch(self, events: ak.Array) -> ak.Array:
         prepared = self.prepare(events)
@@ -190,7 +193,7 @@ class VertexChain:
         fitted = None
         if self.refiner is not None:
             with self._on_device():
-                fitted = self.refiner(crops, prepared.light, found)
+                fitted = self.refiner(crops, prepared.light(), found)
             found = fitted.found
             self.dropped_starts += fitted.dropped
         return self._records(events, near.vertices, crops, found, energy, fitted)

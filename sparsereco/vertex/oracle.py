@@ -46,7 +46,7 @@ def oracle(
         raise ValueError("expected a chain that refines, got one with refine.enabled false")
     with torch.no_grad():
         prepared = chain.prepare(hits)
-        crops, light = plain(prepared.crops), prepared.light.clone()
+        crops, light = plain(prepared.crops), prepared.light().clone()
         event, score = (value.clone() for value in (prepared.near.vertices.event, prepared.near.vertices.score))
         best = torch.zeros(len(hits)).scatter_reduce(0, event, score, "amax")
         detector, hadrons = chain.config.detector, true_hadrons(truth)
