@@ -173,31 +173,6 @@ def _(grad_loss: Tensor, offsets: Tensor, position: Tensor, charge: Tensor, back
     return torch.empty_like(position), torch.empty_like(charge), torch.empty_like(background)
 
 
-def _keep_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[2], *output[2:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _scale_derivatives(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 16
-    offsets, *derivatives = ctx.saved_tensors
-    if not _is_one(grad_loss):
-        derivatives = torch.ops.sparsereco.image_match_backward(grad_loss, offsets, *derivatives)
-    position, charge, background = derivatives
-    return position, charge, None, background, *([None] * 12)
-
-
-def _is_one(grad_loss: Tensor) -> bool:
-    """Whether the losses were just added up: all share one number then, which costs nothing to look at on a CPU."""
-    shared = type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.stride() == (0,)
-    return shared and bool((grad_loss[:1] == 1).all())
-
-
-torch.library.register_autograd("sparsereco::image_match", _scale_derivatives, setup_context=_keep_derivatives)
-
-
 def soft_voxelize(
     position: Tensor,  # (N, 3) float32 or float64, voxel units; differentiable
     charge: Tensor,  # (N,) not negative; differentiable

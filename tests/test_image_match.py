@@ -240,6 +240,25 @@ class TestProperties:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.sum().backward()
 
+    def test_compiles(self) -> None:
+        given = problem({"loss": "poisson"})
+        position = given.pop("position").requires_grad_()
+
+        def loss(position: Tensor) -> Tensor:
+            return ops.image_match(position, **given)[0].square().sum()
+
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        assert torch.equal(*(torch.autograd.grad(f(position), position)[0] for f in (compiled, loss)))
+
+    @pytest.mark.parametrize("power", [1, 2])
+    def test_refuses_second_derivatives(self, power: int) -> None:
+        given = problem({"loss": "poisson"})
+        position = given["position"].requires_grad_()
+        loss, _ = ops.image_match(**given)
+        (slope,) = torch.autograd.grad((loss**power).sum(), position, create_graph=True)
+        with pytest.raises(RuntimeError, match="derivatives of first order only"):
+            slope.sum().backward()
+
     def test_a_perfect_prediction_has_no_loss_and_no_gradient(self) -> None:
         given = problem({"loss": "squared"})
         start, stop = given["offsets"][3:5].tolist()

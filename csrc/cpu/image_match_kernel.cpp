@@ -25,20 +25,6 @@ SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __res
   }
 }
 
-// Calls for rows of the next image while one is worked on: by itself, a CPU follows a stream only to the end of a page.
-template <int write, typename scalar_t>
-SPARSERECO_HD void prefetch(const scalar_t* from, int64_t numbers) {
-  constexpr int kLine = 64 / sizeof(scalar_t), kSecondCache = 2;
-  for (int64_t j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kSecondCache);
-}
-
-template <int write, typename scalar_t>
-SPARSERECO_HD void prefetch_rows(scalar_t* position, scalar_t* charge, int64_t row, int64_t rows) {
-  if (position == nullptr) return;
-  prefetch<write>(position + 3 * row, 3 * rows);
-  prefetch<write>(charge + row, rows);
-}
-
 // Sums over the voxels of an image, and the lowest fault of the measured one.
 struct Comparison {
   double value, slope;
@@ -104,11 +90,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
 
     const int64_t k = index[i];
     const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
-    prefetch_rows<1>(match.grad_position, match.grad_charge, first, last - first);
     const Census census = kernels.splat(deposits, first, last, crop, soft, scratch);
-    // The next image is taken to be of the same size: its offsets are not yet checked.
-    if (i + 1 < end)
-      prefetch_rows<0>(deposits.position, deposits.charge, last, std::min(last - first, deposits.count - last));
     scalar_t* light = scratch.light.data();
     scalar_t* slope = scratch.slope.data();
     if (share > 0) {

@@ -84,13 +84,20 @@ SPARSERECO_HD void add_up(Located<scalar_t>& at, int n, const Crop& crop, scalar
   for (int j = 0; j < n; ++run) {
     const int32_t cell = at.cell[j];
     at.cell_of_run[run] = cell;
-    Four low = {}, high = {};
-    for (; j < n && at.cell[j] == cell; ++j) {
-      const Four yz = (low_y + sign_y * at.y[j]) * (low_z + sign_z * at.z[j]);
-      low += at.low[j] * yz;
-      high += at.high[j] * yz;
-      at.run[j] = run;
+    Four low = {}, high = {}, odd_low = {}, odd_high = {};  // apart: a sum waits for the one before
+    const auto add = [&](int k, Four& to_low, Four& to_high) {
+      const Four yz = (low_y + sign_y * at.y[k]) * (low_z + sign_z * at.z[k]);
+      to_low += at.low[k] * yz;
+      to_high += at.high[k] * yz;
+      at.run[k] = run;
+    };
+    for (; j + 1 < n && at.cell[j] == cell && at.cell[j + 1] == cell; j += 2) {
+      add(j, low, high);
+      add(j + 1, odd_low, odd_high);
     }
+    if (j < n && at.cell[j] == cell) add(j++, low, high);
+    low += odd_low;
+    high += odd_high;
     scalar_t* to = image + cell;
     for (int z = 0; z < 2; ++z) {
       to[z] += low[z];
@@ -208,6 +215,13 @@ SPARSERECO_HD void find_runs(Located<scalar_t>& at, int n) {
   }
 }
 
+// Calls for rows that the next image needs: by itself, a CPU follows a stream only to the end of a page.
+template <int write, typename scalar_t>
+SPARSERECO_HD void prefetch(const scalar_t* from, int numbers) {
+  constexpr int kLine = 64 / sizeof(scalar_t), kFirstCache = 3;
+  for (int j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kFirstCache);
+}
+
 // Derivatives with respect to deposits [first, last) from those with respect to the image.
 template <typename scalar_t>
 void pull(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
@@ -223,6 +237,13 @@ void pull(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const
     fit(at, crop, slope, of);
     for (int from = 0; from < n; from += kPart) {
       const int64_t row = start + from;
+      const int64_t ahead = row + last - first;  // the next image is taken to be of the same size
+      if (ahead + kPart <= deposits.count) {
+        prefetch<0>(deposits.position + 3 * ahead, 3 * kPart);
+        prefetch<0>(deposits.charge + ahead, kPart);
+        prefetch<1>(grad_position + 3 * ahead, 3 * kPart);
+        prefetch<1>(grad_charge + ahead, kPart);
+      }
       pull_part(at, of, from, std::min(kPart, n - from), deposits.charge + row, grad_position + 3 * row,
                 grad_charge + row);
     }
