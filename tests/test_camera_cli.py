@@ -104,6 +104,7 @@ def test_frames_to_clusters_to_a_report(
         assert summary["energies"]["3"]["found"]["value"] == 1
         assert abs(summary["energies"]["3"]["bias"]["value"]) < 0.1
     assert numbers["selectors"]["unet"]["energies"]["3"]["f1"]["value"] > 0.8
+    assert numbers["found_more"]["gaussian"]["3"]["value"] == 0
     assert sorted(path.name for path in (tmp_path / "report" / "figures").iterdir()) == numbers["figures"]
     assert "unet, 3 keV: found" in Path("report/report.html").read_text()
 

@@ -12,7 +12,7 @@ import torch
 from camera_sample import CHAMBER, SENSOR, SHAPE, noise, spots
 
 from sparsereco.camera.calibrate import fit_in_bins, fit_peak
-from sparsereco.camera.metrics import compare, summarise, threshold_at
+from sparsereco.camera.metrics import compare, found_more, summarise, threshold_at
 from sparsereco.camera.significance import Normaliser, settle, smooth
 from sparsereco.camera.unet import Selector, SelectorConfig, focal_loss, to_pixels
 from sparsereco.errors import InputError
@@ -29,6 +29,7 @@ from sparsereco.sim.camera import (
     recoil_track,
     vignetting,
 )
+from sparsereco.stats import Estimate
 
 POINT = Track(11, 6.0, np.zeros((1, 3)), np.array([6.0]))
 
@@ -233,7 +234,13 @@ def test_metrics_by_hand() -> None:
     assert numbers["fakes_per_frame"].value == 0.5
     assert row["found"].value == 0.5
     assert row["f1"].value == pytest.approx(2 * 2 / (3 + 3 + 1))  # 2 pixels right of 3 chosen, 4 lit
+    assert row["recall"].value == pytest.approx(2 / 4)
     assert summarise(one, 8.0)["energies"]["1"]["found"].value == 0
+    assert summarise(one, 8.0)["energies"]["1"]["recall"].value == 0
+    gain = found_more(one, 2.0, one, 8.0)["1"]  # of two tracks the one that the higher cut loses
+    assert (gain.value, gain.count) == (0.5, 2)
+    assert gain.error == pytest.approx(0.5 / 2**0.5)
+    assert found_more(one, 2.0, one, 5.0)["1"] == Estimate(0.0, 0.0, 2)
 
 
 def test_metrics_of_other_frames_are_refused() -> None:
@@ -242,6 +249,9 @@ def test_metrics_of_other_frames_are_refused() -> None:
         compare(reco[:1], truth)
     with pytest.raises(InputError, match="entry 0 is run 1, event 1 in the reconstruction, but run 1, event 0"):
         compare(reco[::-1], truth)
+    brighter = ak.with_field(truth, truth.light * 2, "light")
+    with pytest.raises(InputError, match="only on the same sample"):
+        found_more(compare(reco, truth), 0.0, compare(reco, brighter), 0.0)
 
 
 def test_lit_pixels_add_up_over_tracks() -> None:

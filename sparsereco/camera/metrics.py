@@ -142,7 +142,7 @@ def summarise(comparison: Comparison, threshold: float) -> dict:
         threshold: on the score; clusters above count.
 
     Returns:
-        The rate of fakes, times, points, and by energy: efficiency, bias of the light, F1 of the pixels.
+        The rate of fakes, times, points, and by energy: efficiency, bias of the light, F1 and recall of the pixels.
     """
     tracks = comparison.tracks
     fakes = int((comparison.fakes > threshold).sum())
@@ -156,6 +156,7 @@ def summarise(comparison: Comparison, threshold: float) -> dict:
             "bias": ratio_of_means(tracks.integral[found], tracks.light[found]),
             "median_light": median(tracks.integral[found]),
             "f1": f1_score(tracks, mine, found),
+            "recall": pixel_recall(tracks, mine, found),
         }
     total = sum(comparison.seconds.values())
     return {
@@ -165,6 +166,25 @@ def summarise(comparison: Comparison, threshold: float) -> dict:
         "seconds": comparison.seconds | {"all": total},
         "points": comparison.points,
         "energies": energies,
+    }
+
+
+def found_more(one: Comparison, threshold: float, other: Comparison, other_threshold: float) -> dict[str, Estimate]:
+    """By energy, the share of tracks that the first finds less the share that the second finds.
+
+    Both see the same tracks: the error, of thresholds as they are, is smaller than that of either share.
+
+    Raises:
+        InputError: the tracks are not the same.
+    """
+    energies = one.tracks.energy
+    if not np.array_equal(energies, other.tracks.energy) or not np.array_equal(one.tracks.light, other.tracks.light):
+        raise InputError("two reconstructions can be compared track by track only on the same sample")
+    gain = (one.tracks.score > threshold).astype(float) - (other.tracks.score > other_threshold)
+    gains = {f"{energy:g}": gain[energies == energy] for energy in np.unique(energies)}
+    return {
+        energy: Estimate(float(some.mean()), float(some.std() / np.sqrt(len(some))), len(some))
+        for energy, some in gains.items()
     }
 
 
@@ -187,3 +207,13 @@ def f1_score(tracks: Tracks, mine: NDArray[np.bool_], found: NDArray[np.bool_]) 
     per_track = np.where(found, 2 * tracks.shared - value * (tracks.hits + tracks.lit), -value * tracks.lit)[mine]
     error = per_track.std() * np.sqrt(len(per_track)) / total
     return Estimate(value, float(error), int(mine.sum()))
+
+
+def pixel_recall(tracks: Tracks, mine: NDArray[np.bool_], found: NDArray[np.bool_]) -> Estimate:
+    """Share of the lit pixels of some tracks that were chosen; all of a track that was not found are missed."""
+    total = tracks.lit[mine].sum()
+    if total == 0:
+        return Estimate(np.nan, np.nan, 0)
+    value = float(tracks.shared[found].sum() / total)
+    per_track = (np.where(found, tracks.shared, 0) - value * tracks.lit)[mine]
+    return Estimate(value, float(per_track.std() * np.sqrt(len(per_track)) / total), int(mine.sum()))

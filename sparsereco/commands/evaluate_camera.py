@@ -84,6 +84,10 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for name, one in comparisons.items()
     }
     summaries = {name: metrics.summarise(one, cuts[name]) for name, one in comparisons.items()}
+    first, *others = comparisons
+    gains = {
+        name: metrics.found_more(comparisons[first], cuts[first], comparisons[name], cuts[name]) for name in others
+    }
     region_cuts = {
         name: float("-inf") if args.fakes is None else region_metrics.threshold_at(one, args.fakes)
         for name, one in regions.items()
@@ -91,7 +95,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     kept = {name: region_metrics.summarise_regions(one, region_cuts[name]) for name, one in regions.items()}
     limits = observe(args, truth, read_provenance(args.truth.partition(":")[0])) if args.limit else {}
     cut = "as they are" if args.fakes is None else f"cut at {args.fakes:g} fakes per frame"
-    rows = headline_rows(summaries) + region_rows(kept) + limit_rows(limits)
+    rows = headline_rows(summaries) + gain_rows(first, gains) + region_rows(kept) + limit_rows(limits)
     reports.write_report(
         args,
         reports.Report(
@@ -101,7 +105,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
             rows,
             sections(rows, bool(regions), bool(limits)),
             plots.figures(comparisons, summaries, regions, limits),
-            {"selectors": summaries, "regions": kept, "limit": limits},
+            {"selectors": summaries, "found_more": gains, "regions": kept, "limit": limits},
             {**environment(["evaluate.py", *argv]), "truth": args.truth, "reconstructions": made},
         ),
     )
@@ -203,11 +207,27 @@ def headline_rows(summaries: dict) -> tuple[tuple[str, str, str], ...]:
                 ("found", "found", 100, "%"),
                 ("bias", "bias of the light", 100, "%"),
                 ("f1", "F1 of the pixels", 1, ""),
+                ("recall", "recall of the pixels", 100, "%"),
             ):
                 e = row[key]
                 value = format_estimate(Estimate(scale * e.value, scale * e.error, e.count), unit)
                 rows.append((f"{name}, {energy} keV: {text}", value, f"{e.count:,}"))
     return tuple(rows)
+
+
+def gain_rows(first: str, gains: dict) -> tuple[tuple[str, str, str], ...]:
+    """What the first selector finds more than each of the others."""
+    from sparsereco.stats import Estimate, format_estimate
+
+    return tuple(
+        (
+            f"{first}, {energy} keV: found more than by {name}",
+            format_estimate(Estimate(100 * e.value, 100 * e.error, e.count), "%"),
+            f"{e.count:,}",
+        )
+        for name, row in gains.items()
+        for energy, e in row.items()
+    )
 
 
 def region_rows(kept: dict) -> tuple[tuple[str, str, str], ...]:
