@@ -1,7 +1,7 @@
 """HDF5 files in: energy segments as edep-sim and larnd-sim write them, and tables of voxels.
 
-A file of segments has a dataset ``segments`` with the fields eventID, trackID, pdgId, dE [MeV] and x_start to z_end
-[cm].
+A file of segments has a dataset ``segments`` with the fields dE [MeV], x_start to z_end [cm], and three numbers that
+newer files call event_id, traj_id and pdg_id, older ones eventID, trackID and pdgId.
 A file of voxels has a dataset with the fields imageInd, voxx, voxy, voxz (voxel index) and voxdE [MeV].
 """
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from sparsereco.errors import BranchError, InputError
 
-SEGMENT_FIELDS = ("eventID", "dE", *(f"{axis}_{side}" for side in ("start", "end") for axis in "xyz"))
+EVENT, TRACK, PDG = ("event_id", "eventID"), ("traj_id", "trackID"), ("pdg_id", "pdgId")
+"""Names of a number in newer and older files of segments; a file may do without those of track and species."""
+SEGMENT_FIELDS = ("dE", *(f"{axis}_{side}" for side in ("start", "end") for axis in "xyz"))
 VOXEL_FIELDS = ("imageInd", "voxx", "voxy", "voxz", "voxdE")
 
 CM = 10.0
@@ -71,12 +73,14 @@ def read_hdf5(path: str) -> SegmentTable | VoxelTable:
                     f"it has: {', '.join(tables) or 'none'}",
                     file=path,
                 )
-            missing = [field for field in SEGMENT_FIELDS if field not in tables[name]] if name == "segments" else []
+            needed = [EVENT, *((field,) for field in SEGMENT_FIELDS)] if name == "segments" else []
+            missing = [names for names in needed if not set(names) & set(tables[name])]
             if missing:
+                field = "' or '".join(missing[0])
                 raise BranchError(
-                    f"{path}: dataset 'segments' lacks the field '{missing[0]}'; it has: {', '.join(tables[name])}",
+                    f"{path}: dataset 'segments' lacks the field '{field}'; it has: {', '.join(tables[name])}",
                     file=path,
-                    branch=missing[0],
+                    branch=missing[0][0],
                 )
             rows = file[name][:]
     except OSError as error:
@@ -90,7 +94,9 @@ def count_events(path: str) -> int:
 
 
 def _segments(rows: Any, path: str) -> SegmentTable:
-    rows = rows[np.argsort(rows["eventID"], kind="stable")]
+    event = _numbers(rows, EVENT)
+    order = np.argsort(event, kind="stable")
+    rows, event = rows[order], event[order]
     start, end = (
         np.stack([rows[f"{axis}_{side}"] for axis in "xyz"], 1).astype(np.float32) * np.float32(CM)
         for side in ("start", "end")
@@ -98,9 +104,14 @@ def _segments(rows: Any, path: str) -> SegmentTable:
     for what, values in (("position", start), ("position", end), ("dE", rows["dE"])):
         _check(np.isfinite(values).all(tuple(range(1, values.ndim))), values, what, "finite numbers", path)
     _check(rows["dE"] >= 0, rows["dE"], "dE", "at least 0 MeV", path)
-    zero = np.zeros(len(rows), np.int64)
-    track, pdg = (rows[f].astype(np.int64) if f in rows.dtype.names else zero for f in ("trackID", "pdgId"))
-    return SegmentTable(rows["eventID"].astype(np.int64), start, end, rows["dE"].astype(np.float32), track, pdg)
+    track, pdg = (_numbers(rows, names) for names in (TRACK, PDG))
+    return SegmentTable(event, start, end, rows["dE"].astype(np.float32), track, pdg)
+
+
+def _numbers(rows: Any, names: tuple[str, ...]) -> NDArray[np.int64]:
+    """The column with the first of some names that there is, zeros where there is none."""
+    name = next((name for name in names if name in rows.dtype.names), None)
+    return np.zeros(len(rows), np.int64) if name is None else rows[name].astype(np.int64)
 
 
 def _voxels(rows: Any, path: str) -> VoxelTable:

@@ -263,7 +263,7 @@ def _find_tree(path: str, file: uproot.ReadOnlyDirectory, schema: Schema, tree: 
 
 def _check_branches(source: Source, schema: Schema) -> None:
     """Every wanted branch is there and holds numbers of the right shape."""
-    there = set(source.handle.keys())
+    there = set(source.handle.keys(full_paths=False))
     for branch in schema.branches:
         name = source.names[branch.name]
         if name is None:

@@ -12,7 +12,7 @@ import numpy as np
 from sparsereco.frames import histogram
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.io import RootWriter
-from sparsereco.schema import CHARGE_HITS, FRAME_TRUTH, FRAMES, INFILL, INFILL_TRUTH, Schema
+from sparsereco.schema import CHARGE_HITS, FRAME_TRUTH, FRAMES, INFILL, INFILL_TRUTH, ROIS, Schema
 
 GAPS = Gaps(LArDetector((76.0, 76.0, 76.0), ((-57.0, 0.0, 0.0), (57.0, 0.0, 0.0))))
 SHAPE = (64, 96)
@@ -60,7 +60,7 @@ def infill_files(folder: Path, n: int = 3) -> tuple[Path, Path]:
 
 
 def camera_files(folder: Path) -> tuple[Path, Path]:
-    """Two frames, one with two clusters of 4 x 4 pixels and one true track; the other has none."""
+    """Two frames: one has two clusters of 4 x 4 pixels, in regions like an L and a square, and a true track."""
     x, y = (side.ravel() for side in np.meshgrid(np.arange(4), np.arange(4)))
     columns = {
         "run": [2, 2], "event": [0, 1], "sc_energy": [[1.5, 0.5], []], "sc_size": [[16, 16], []],
@@ -70,6 +70,13 @@ def camera_files(folder: Path) -> tuple[Path, Path]:
     }  # fmt: skip
     with RootWriter(folder / "reco.root") as writer:
         writer.extend("Events", FRAMES, events(FRAMES, 2, **columns))
+        corners = np.array(
+            [(8, 16), (20, 16), (20, 24), (16, 24), (16, 28), (8, 28), (36, 36), (48, 36), (48, 48), (36, 48)]
+        )
+        regions = {"roi_area": [[128, 144], []], "roi_nhits": [[4, 16], []], "roi_integral": [[1500.0, 500.0], []]}
+        regions |= {"roi_score": [[9.5, 6.25], []], "roi_corners": [[6, 4], []]}
+        regions |= {f"corner_{axis}": [(corners[:, i] - 0.5).tolist(), []] for i, axis in enumerate("xy")}
+        writer.extend("roi", ROIS, events(ROIS, 2, run=[2, 2], event=[0, 1], **regions))
     rng = np.random.default_rng(1)
     with RootWriter(folder / "run2.root") as writer:
         for event in range(2):

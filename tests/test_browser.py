@@ -18,7 +18,7 @@ from sparsereco import cli
 from sparsereco.display.page import to_page
 from sparsereco.display.vertex import vertex_event
 from sparsereco.io import HITS, RECO, TRUTH, RootWriter, read
-from sparsereco.schema import CHARGE_HITS, FRAMES, INFILL
+from sparsereco.schema import CHARGE_HITS, FRAMES, INFILL, ROIS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -208,15 +208,25 @@ def test_the_infill_before_and_after(run: Callable[..., None], open_page: Open, 
 def test_frames_with_clusters(run: Callable[..., None], open_page: Open, tmp_path: Path) -> None:
     reco, frames = camera_files(tmp_path)
     run("display", "camera", reco, "--frames", frames, "-o", "frames.html")
-    event = read(reco, FRAMES)[0]
+    event, regions = read(reco, FRAMES)[0], read(reco, ROIS)[0]
     page = ready(open_page(Path("frames.html")))
     assert invalid(page) == []
     shown = counts(page)
     assert shown["clusters"] == str(len(event.sc_size))
     assert shown["pixels in clusters"] == str(len(event.redpix_ix))
+    assert (shown["regions"], shown["pixels in regions"]) == (str(len(regions.roi_area)), str(sum(regions.roi_area)))
     assert page.evaluate("[plot.data[0].z.length, plot.data[0].z[0].length]") == [16, 24]
     page.locator("input[data-group='full resolution']").click()
     assert [trace["visible"] for trace in drawn(page, "full resolution")] == [True, True]
+    box = page.locator("input[data-group='regions']")
+    assert [trace["n"] for trace in drawn(page, "regions")] == [len(regions.corner_x) + 2 * len(regions.roi_area)]
+    assert page.locator(".scatterlayer text", has_text="0").count() == 2  # of a cluster and of a region
+    box.click()
+    assert [trace["visible"] for trace in drawn(page, "regions")] == ["legendonly"]
+    box.click()
+    hover = "plot._fullData.find(trace => trace.legendgroup === 'regions')"
+    page.evaluate(f"Plotly.Fx.hover(plot, [{{ curveNumber: {hover}.index, pointNumber: 1 }}])")
+    assert "region: 0" in page.locator(".hoverlayer").text_content()
     page.select_option("#place", "cluster 1")
     left, right = page.evaluate("plot.layout.xaxis.range")
     assert left < 40 < 43 < right

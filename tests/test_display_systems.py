@@ -19,7 +19,7 @@ from sparsereco.errors import InputError
 from sparsereco.frames import histogram
 from sparsereco.infill.gaps import detector_of
 from sparsereco.io import RootWriter, read
-from sparsereco.schema import CHARGE_HITS, FRAME_TRUTH, FRAMES, INFILL, INFILL_TRUTH
+from sparsereco.schema import CHARGE_HITS, FRAME_TRUTH, FRAMES, INFILL, INFILL_TRUTH, ROIS
 
 Display = Callable[..., int]
 
@@ -110,16 +110,16 @@ def test_an_outline_follows_the_border_of_the_pixels() -> None:
 
 def test_a_frame_has_the_clusters_of_the_file(camera: tuple[Path, Path]) -> None:
     reco, run = camera
-    event, truth = read(reco, FRAMES)[0], read(run, FRAME_TRUTH)[0]
+    event, regions, truth = read(reco, FRAMES)[0], read(reco, ROIS)[0], read(run, FRAME_TRUTH)[0]
     image = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) * 1e-4
     image[0, 0] = np.nan
-    drawn = camera_event(image, event, truth, "")
+    drawn = camera_event(image, event, regions, truth, "")
     assert drawn.counts["clusters"] == "2"
     assert drawn.counts["pixels in clusters"] == str(len(event.redpix_ix))
     assert drawn.counts["true tracks"] == "1"
     groups = [trace["legendgroup"] for trace in drawn.views[0].traces]
     assert groups == [
-        "frame", *["full resolution"] * 2, "chosen pixels", "clusters", "clusters", "truth", "truth",
+        "frame", *["full resolution"] * 2, "chosen pixels", "clusters", "clusters", "regions", "truth", "truth",
     ]  # fmt: skip
     frame = drawn.views[0].traces[0]
     assert (frame["width"], frame["dx"], frame["x0"]) == (SHAPE[1] // MACRO, MACRO, 1.5)
@@ -130,9 +130,25 @@ def test_a_frame_has_the_clusters_of_the_file(camera: tuple[Path, Path]) -> None
     assert "energy: 1.50 keV" in labels["hovertext"][0]
 
 
+def test_regions_are_closed_outlines_with_numbers(camera: tuple[Path, Path]) -> None:
+    regions = read(camera[0], ROIS)
+    drawn = camera_event(None, None, regions[0], None, "")
+    assert drawn.counts == {"regions": "2", "pixels in regions": "272"}
+    assert drawn.tables[0].rows == [("0", "128", "1,500", "9.5"), ("1", "144", "500", "6.2")]
+    (trace,) = drawn.views[0].traces
+    assert [n for n, x in enumerate(trace["x"]) if x is None] == [7, 13]
+    for first, last in ((0, 6), (8, 12)):
+        assert (trace["x"][first], trace["y"][first]) == (trace["x"][last], trace["y"][last])
+    assert [(n, text) for n, text in enumerate(trace["text"]) if text] == [(0, "0"), (8, "1")]
+    assert "region: 1<br>pixels: 144, of which chosen 16<br>light: 500 counts" in trace["hovertext"][9]
+    nothing = camera_event(None, None, regions[1], None, "")
+    assert nothing.counts["regions"] == "0"
+    assert nothing.views[0].traces[0]["x"] == []
+
+
 def test_a_frame_without_clusters_or_image(camera: tuple[Path, Path]) -> None:
     event = read(camera[0], FRAMES)[1]
-    drawn = camera_event(None, event, None, "")
+    drawn = camera_event(None, event, None, None, "")
     assert drawn.counts["clusters"] == "0"
     assert drawn.views[0].places == {}
 

@@ -147,6 +147,45 @@ def test_segments_come_in_millimetres(tmp_path: Path) -> None:
     assert table.event.tolist() == [0] * 10 + [1] * 10 + [2] * 10
 
 
+NEWER = {"eventID": "event_id", "trackID": "traj_id", "pdgId": "pdg_id"}
+
+
+def renamed(old: Path, new: Path, names: dict[str, str], **further: str) -> Path:
+    """The same segments with other names of fields, and further fields."""
+    with h5py.File(old) as file:
+        rows = file["segments"][:]
+    kinds = [(names.get(name, name), rows.dtype[name]) for name in rows.dtype.names]
+    changed = np.zeros(len(rows), kinds + list(further.items()))
+    for name in rows.dtype.names:
+        changed[names.get(name, name)] = rows[name]
+    with h5py.File(new, "w") as file:
+        file["segments"] = changed
+    return new
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_segments_of_newer_files(real: bool, tmp_path: Path) -> None:
+    if real and not EDEP.is_file():
+        pytest.skip("the edep-sim segments in ../shared are not there")
+    rng = np.random.default_rng(1)
+    old = EDEP if real else write_segments(tmp_path / "old.h5", trackID=np.arange(30), pdgId=rng.permutation(30))
+    further = {"vertex_id": "u8", "segment_id": "u4", "file_traj_id": "u4"}
+    table, newer = (read_hdf5(str(path)) for path in (old, renamed(old, tmp_path / "new.h5", NEWER, **further)))
+    assert isinstance(table, SegmentTable)
+    assert len(np.unique(table.track)) > 1
+    for column in ("event", "start", "end", "energy", "track", "pdg"):
+        np.testing.assert_array_equal(getattr(newer, column), getattr(table, column))
+
+
+def test_segments_without_track_and_species(tmp_path: Path) -> None:
+    old = write_segments(tmp_path / "old.h5", trackID=7, pdgId=13)
+    table = read_hdf5(str(renamed(old, tmp_path / "new.h5", {"trackID": "other", "pdgId": "another"})))
+    assert isinstance(table, SegmentTable)
+    assert set(table.track) == set(table.pdg) == {0}
+    with pytest.raises(BranchError, match="lacks the field 'event_id' or 'eventID'; it has: entry, "):
+        read_hdf5(str(renamed(old, tmp_path / "none.h5", {"eventID": "entry"})))
+
+
 def test_voxels_are_told_by_their_fields(tmp_path: Path) -> None:
     rows = np.zeros(3, [("imageInd", "i4"), ("voxx", "i4"), ("voxy", "i4"), ("voxz", "i4"), ("voxdE", "f4")])
     rows["imageInd"], rows["voxx"], rows["voxdE"] = [1, 0, 1], [5, 6, 7], 0.5

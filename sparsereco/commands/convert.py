@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sparsereco.commands import convert_csv, convert_edepsim
+from sparsereco.commands import convert_csv, convert_edepsim, convert_larcv
 from sparsereco.commands.common import dispatch
 
-FORMATS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND}
+FORMATS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND, "larcv": convert_larcv.COMMAND}
 
 
 def run(argv: list[str]) -> None:

@@ -9,14 +9,14 @@ import jsonargparse
 
 from sparsereco.commands import common, displays, reco_camera
 from sparsereco.errors import InputError
-from sparsereco.schema import FRAME_TRUTH, FRAMES
+from sparsereco.schema import FRAME_TRUTH, FRAMES, ROIS, Schema
 
 if TYPE_CHECKING:
     import awkward as ak
     import numpy as np
 
 TEXT = """\
-Draws frames of a camera with their clusters as one self-contained HTML page.
+Draws frames of a camera with their clusters and regions as one self-contained HTML page.
 
 FILE is what tools/reco.py camera writes. --frames adds the images, and the truth where that file has it; they are shown
 without the pedestal of --pedestal, or without their median. A frame takes half a megabyte.
@@ -33,7 +33,7 @@ def parser() -> jsonargparse.ArgumentParser:
     """Options of `display.py camera`."""
     result = displays.display_parser(TEXT, "frames", 2)
     add = result.add_argument
-    add("file", metavar="FILE", help="reconstruction (tree Events)")
+    add("file", metavar="FILE", help="reconstruction (trees Events, roi)")
     add("--event", type=int | None, metavar="N", help="number of the first event")
     add("--frames", type=str | None, metavar="RUN", help="file with the frames")
     add("--pedestal", type=str | None, metavar="FILE", help="pedmap file, or frames of a pedestal run")
@@ -60,9 +60,12 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     events = events[first : first + args.number]
     wanted = [(event.run, event.event) for event in events]
     images = dict(read_images(args, wanted)) if args.frames is not None else {}
-    truth = read_truth(args.frames) if args.frames is not None else {}
+    regions = read_by_number(args.file, ROIS, "event")
+    truth = read_by_number(args.frames, FRAME_TRUTH, "eventnumber") if args.frames is not None else {}
     drawn = [
-        camera_event(images.get(key), event, truth.get(key), displays.event_name(event, ("run", "event")))
+        camera_event(
+            images.get(key), event, regions.get(key), truth.get(key), displays.event_name(event, ("run", "event"))
+        )
         for key, event in zip(wanted, events, strict=True)
     ]
     displays.write_page(args, args.file, drawn, "frames")
@@ -99,14 +102,14 @@ def read_images(
     raise InputError(f"{args.frames} has no frame of run {run}, event {event}", file=args.frames)
 
 
-def read_truth(file: str) -> dict[tuple[int, int], ak.Record]:
-    """The truth by run and event number; empty where the file has none."""
+def read_by_number(file: str, schema: Schema, number: str) -> dict[tuple[int, int], ak.Record]:
+    """Frames of a tree by their run and the branch ``number``; none where the file has no such tree."""
     from sparsereco.events import has_tree
     from sparsereco.io import read
 
-    if not file.endswith(".root") or not has_tree(file, FRAME_TRUTH):
+    if not file.endswith(".root") or not has_tree(file, schema):
         return {}
-    return {(event.run, event.eventnumber): event for event in read(file, FRAME_TRUTH)}
+    return {(event.run, event[number]): event for event in read(file, schema)}
 
 
-COMMAND = common.Command("camera frames with their clusters", TEXT, parser, run)
+COMMAND = common.Command("camera frames with clusters and regions", TEXT, parser, run)

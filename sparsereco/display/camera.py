@@ -1,4 +1,4 @@
-"""Frames of a camera with the outlines of their clusters. Lengths are in pixels, light in counts, energies in keV.
+"""Frames of a camera with the outlines of clusters and regions. Lengths in pixels, light in counts, energies in keV.
 
 The frame is drawn in macro-pixels of 4 x 4, as the chain sees it, and pixel by pixel around its clusters.
 """
@@ -23,19 +23,23 @@ MARGIN = 10
 """What is drawn pixel by pixel, and shown of a cluster, beyond its box."""
 MOST = 30
 """At most so many clusters are drawn pixel by pixel, those with the most light."""
-CLUSTER_COLOUR, CHOSEN_COLOUR, TRUTH_COLOUR = "#d55e00", "#0072b2", "#009e73"
-CLUSTERS, CHOSEN, TRUTH, FRAME, FINE = "clusters", "chosen pixels", "truth", "frame", "full resolution"
+CLUSTER_COLOUR, CHOSEN_COLOUR, REGION_COLOUR, TRUTH_COLOUR = "#d55e00", "#0072b2", "#aa3377", "#009e73"
+FRAME, FINE = "frame", "full resolution"
+CLUSTERS, CHOSEN, REGIONS, TRUTH = "clusters", "chosen pixels", "regions", "truth"
 """What is switched together."""
 
 Image = NDArray[np.float32]
 
 
-def camera_event(image: Image | None, reco: ak.Record | None, truth: ak.Record | None, name: str) -> Event:
+def camera_event(
+    image: Image | None, reco: ak.Record | None, regions: ak.Record | None, truth: ak.Record | None, name: str
+) -> Event:
     """One frame.
 
     Args:
         image: (H, W) light without pedestal, NaN where a pixel cannot be used; None where there is none.
         reco: of schema `Events`, None where there is none.
+        regions: of schema `roi`, None where there is none.
         truth: of schema `event_info`, None where there is none.
         name: of the frame.
     """
@@ -57,6 +61,8 @@ def camera_event(image: Image | None, reco: ak.Record | None, truth: ak.Record |
         for n, one in enumerate(mine):
             if len(x[one]):
                 places[f"cluster {n}"] = _box(x[one].min(), x[one].max(), y[one].min(), y[one].max())
+    if regions is not None:
+        traces.append(_regions(regions))
     if truth is not None:
         tracks, x, y = (ak.to_numpy(truth[f"redpix_{name}"]) for name in ("track", "ix", "iy"))
         traces.append(
@@ -68,7 +74,8 @@ def camera_event(image: Image | None, reco: ak.Record | None, truth: ak.Record |
         "yaxis": PLAIN_AXIS | {"title": {"text": "y [pixel]"}, "scaleanchor": "x", "constrain": "domain"},
         "margin": {"l": 70, "r": 10, "t": 15, "b": 50}, "showlegend": False,
     }  # fmt: skip
-    return Event(name, _counts(image, reco, truth), _tables(reco, truth), [View("frame", traces, layout, places)])
+    counts, tables = _counts(image, reco, regions, truth), _tables(reco, regions, truth)
+    return Event(name, counts, tables, [View("frame", traces, layout, places)])
 
 
 def outline(x: NDArray[Any], y: NDArray[Any]) -> list[NDArray[np.float64]]:
@@ -103,7 +110,7 @@ def outline(x: NDArray[Any], y: NDArray[Any]) -> list[NDArray[np.float64]]:
 
 
 def _lines(outlines: Iterable[list[NDArray[np.float64]]], group: str, colour: str, width: float, **trace: Any) -> Trace:
-    """Outlines, also of polygons, as one trace."""
+    """Outlines as one trace."""
     gap = np.full((1, 2), np.nan)
     pieces = [part for one in outlines for line in one for part in (line, gap)]
     x, y = (numbers(column, 1) for column in np.concatenate([np.empty((0, 2)), *pieces]).T)
@@ -159,6 +166,30 @@ def _labels(reco: ak.Record) -> Trace:
     }  # fmt: skip
 
 
+def _regions(regions: ak.Record) -> Trace:
+    """Outlines of the regions with a number beside each, what is known of it at every corner for the pointer."""
+    from sparsereco.camera.regions import polygons_of  # with torch and scikit-image, which the rest does without
+
+    x, y = [], []
+    numbered, texts = [], []
+    for n, corners in enumerate(polygons_of(regions)):
+        about = escaped({
+            "region": str(n), "pixels": f"{regions.roi_area[n]:,}, of which chosen {regions.roi_nhits[n]:,}",
+            "light": f"{regions.roi_integral[n]:,.0f} counts", "score": f"{regions.roi_score[n]:.2f}",
+        })  # fmt: skip
+        lowest = int(np.lexsort(corners.T)[0])
+        corners = np.roll(corners, -lowest, axis=0)
+        x += [*numbers(corners[:, 0], 1), *numbers(corners[:1, 0], 1), None]
+        y += [*numbers(corners[:, 1], 1), *numbers(corners[:1, 1], 1), None]
+        numbered += [str(n), *[""] * (len(corners) + 1)]
+        texts += [about] * (len(corners) + 2)
+    return {
+        "type": "scatter", "mode": "lines+text", "x": x, "y": y, "text": numbered, "textposition": "bottom right",
+        "hovertext": texts, "hoverinfo": "text", "textfont": {"color": REGION_COLOUR, "size": 13},
+        "line": {"color": REGION_COLOUR, "width": 1.5, "dash": "dash"}, "legendgroup": REGIONS, "name": REGIONS,
+    }  # fmt: skip
+
+
 def _starts(truth: ak.Record) -> Trace:
     """Where true tracks start."""
     texts = [
@@ -183,17 +214,21 @@ def _box(left: float, right: float, low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _counts(image: Image | None, reco: ak.Record | None, truth: ak.Record | None) -> dict[str, str]:
+def _counts(
+    image: Image | None, reco: ak.Record | None, regions: ak.Record | None, truth: ak.Record | None
+) -> dict[str, str]:
     counts = {} if image is None else {"pixels": f"{image.shape[1]:,} x {image.shape[0]:,}"}
     if reco is not None:
         counts |= {"clusters": f"{len(reco.sc_size):,}", "pixels in clusters": f"{len(reco.redpix_ix):,}"}
         counts |= {"chosen pixels": f"{ak.sum(reco.redpix_hit):,}", "energy [keV]": f"{ak.sum(reco.sc_energy):,.2f}"}
+    if regions is not None:
+        counts |= {"regions": f"{len(regions.roi_area):,}", "pixels in regions": f"{ak.sum(regions.roi_area):,}"}
     if truth is not None:
         counts |= {"true tracks": f"{len(truth.energy):,}", "true energy [keV]": f"{ak.sum(truth.energy):,.2f}"}
     return counts
 
 
-def _tables(reco: ak.Record | None, truth: ak.Record | None) -> list[Table]:
+def _tables(reco: ak.Record | None, regions: ak.Record | None, truth: ak.Record | None) -> list[Table]:
     tables = []
     if reco is not None:
         columns = (reco.sc_energy, reco.sc_nhits, reco.sc_length, reco.sc_score)
@@ -202,6 +237,14 @@ def _tables(reco: ak.Record | None, truth: ak.Record | None) -> list[Table]:
             for n, (energy, hits, length, score) in enumerate(zip(*columns, strict=True))
         ]
         tables.append(Table("Clusters", ("", "energy [keV]", "pixels", "length", "score"), rows))
+    if regions is not None:
+        kept = [
+            (str(n), f"{area:,}", f"{light:,.0f}", f"{score:.1f}")
+            for n, (area, light, score) in enumerate(
+                zip(regions.roi_area, regions.roi_integral, regions.roi_score, strict=True)
+            )
+        ]
+        tables.append(Table("Regions", ("", "pixels", "light [counts]", "score"), kept))
     if truth is not None:
         true = [
             (_species(int(pdg)), f"{energy:.2f}", f"{z:.0f}")

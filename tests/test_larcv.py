@@ -1,0 +1,118 @@
+"""Sparse tensors of LArCV become hits; `data/larcv.py` has written the file, with ROOT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from tool_loader import load_tool
+
+from sparsereco import cli
+from sparsereco.io import read
+from sparsereco.larcv import TENSOR
+from sparsereco.schema import CHARGE_HITS
+
+Convert = Callable[..., int]
+
+DATA = Path(__file__).parent / "data"
+OF_LARCV = Path(__file__).parents[2] / "shared" / "data" / "lar" / "larcv_tutorial_electron.root"
+
+
+@pytest.fixture
+def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Convert:
+    monkeypatch.chdir(tmp_path)
+    return lambda *argv: cli.main(load_tool("convert").run, ["larcv", *(str(word) for word in argv)])
+
+
+def write_tensor(path: str = "bad.root", **columns: Any) -> None:
+    """A tensor of one voxel in a grid of 8, with branches of the names that ROOT gives them, and one column changed."""
+    values: dict[str, Any] = {branch.name: [1] for branch in TENSOR.scalars}
+    values |= {"_voxel_v._id": [[7]], "_voxel_v._value": [[0.5]], **{f"_meta._{axis}num": [2] for axis in "xyz"}}
+    values |= columns
+    arrays = {name: ak.Array(column) for name, column in values.items()}
+    with uproot.recreate(path) as file:
+        file.mktree(TENSOR.tree, {name: array.type.content for name, array in arrays.items()}).extend(arrays)
+
+
+def test_voxels_by_their_number_in_the_grid(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(DATA / "larcv.root", "-o", "hits.root") == cli.DONE
+    assert "hits.root: 3 events, 12 voxels" in capsys.readouterr().err
+    events = read("hits.root", CHARGE_HITS)
+    assert (events.run.tolist(), events.subrun.tolist(), events.event.tolist()) == ([4] * 3, [1] * 3, [10, 11, 12])
+    # Numbers 0, 9, 10, 59, 60 and 239 of 10 x 6 x 4 voxels of 20 x 50 x 10 mm from (-100, -200, 80) mm.
+    index = np.array([[0, 0, 0], [9, 0, 0], [0, 1, 0], [9, 5, 0], [0, 0, 1], [9, 5, 3]])
+    centre = np.array([-100, -200, 80]) + (index + 0.5) * [20, 50, 10]
+    for n, shift in ((0, 0), (2, 20)):
+        found = np.stack([events[n][f"hit_{axis}"] for axis in "xyz"], 1)
+        np.testing.assert_allclose(found, centre + np.array([shift, 0, 0]))
+        assert events[n].hit_e.tolist() == [0.5, 1.25, 2.0, 4.0, 8.0, 0.25]
+    assert len(events[1].hit_e) == 0
+    assert "convert.py" in str(uproot.open("hits.root")["provenance"])
+
+
+def test_several_files_and_a_named_tree(convert: Convert) -> None:
+    file = f"{DATA / 'larcv.root'}:sparse3d_pcluster_tree"
+    assert convert(file, file, "-o", "hits.root") == cli.DONE
+    assert len(read("hits.root", CHARGE_HITS)) == 6
+
+
+def test_the_classes_are_those_of_larcv() -> None:
+    """ROOT's checksum of a class goes by its name, bases and members."""
+    if not OF_LARCV.is_file():
+        pytest.skip("the file of LArCV in ../shared is not there")
+    ours, theirs = (uproot.open(path).file.streamers for path in (DATA / "larcv.root", OF_LARCV))
+    names = {name for name in ours if name.startswith("larcv::")}
+    assert {"larcv::EventSparseTensor3D", "larcv::VoxelSet", "larcv::Voxel", "larcv::Voxel3DMeta"} <= names
+    for name in names:
+        sums = [{info.member("fCheckSum") for info in file[name].values()} for file in (ours, theirs)]
+        assert sums[0] == sums[1], name
+
+
+@pytest.mark.parametrize("tree", ["sparse3d_whole_tree", "cluster3d_pcluster_tree"])
+def test_what_uproot_cannot_read(convert: Convert, tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(f"{DATA / 'larcv.root'}:{tree}", "-o", "hits.root") == cli.WRONG_INPUT
+    error = capsys.readouterr().err
+    assert f"tree '{tree}' of" in error
+    assert "expected a sparse tensor of LArCV 2 (sparse3d_NAME_tree), split into its numbers" in error
+    assert not list(Path().glob("hits.root*"))
+
+
+def test_images_are_no_voxels(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    if not OF_LARCV.is_file():
+        pytest.skip("the file of LArCV in ../shared is not there")
+    assert convert(OF_LARCV, "-o", "hits.root") == cli.WRONG_INPUT
+    assert "it has: particle_mctruth_tree, image2d_data_tree; choose one with FILE:TREE" in capsys.readouterr().err
+    assert convert(f"{OF_LARCV}:image2d_data_tree", "-o", "hits.root") == cli.WRONG_INPUT
+    assert "expected a sparse tensor of LArCV 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"_voxel_v._id": [[8]]}, "voxel 8, expected the number of one in its grid"),
+        ({"_voxel_v._id": np.array([[2**64 - 1]], "u8")}, "branch '_voxel_v._id' has [18446744073709551615]"),
+        ({"_voxel_v._value": [[np.nan]]}, "energy nan, expected finite, at least 0 MeV"),
+        ({"_voxel_v._value": [[-1.0]]}, "energy -1.0, expected finite"),
+        ({"_meta._unit": [2]}, "unit of length 2, expected 1 (cm)"),
+        ({"_meta._xnum": [0]}, "grid of voxels [0, 2, 2], expected at least one along each axis"),
+        ({"_meta._ylen": [np.inf]}, "grid of voxels [2, 2, 2], expected at least one along each axis, of finite size"),
+        ({"_event": np.array([2**64 - 1], "u8")}, "branch '_event' has 18446744073709551615, expected int64"),
+    ],
+)
+def test_a_tensor_that_is_wrong(
+    convert: Convert, columns: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tensor()
+    assert convert("bad.root", "-o", "good.root") == cli.DONE
+    assert read("good.root", CHARGE_HITS).hit_x.tolist() == [[25.0]]
+    write_tensor(**columns)
+    assert convert("bad.root", "-o", "hits.root") == cli.WRONG_INPUT
+    error = capsys.readouterr().err
+    assert "entry 0 of tree 'sparse3d_pcluster_tree'" in error
+    assert message in error
+    assert not list(Path().glob("hits.root*"))
