@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(Exception):
     """Something that was given cannot be used: a file, a tree, a branch, an event, a setting.
@@ -43,3 +45,9 @@ class BranchError(InputError, KeyError):
 
 class OutputError(InputError):
     """An output cannot be written: no space, no right to, or its folder is gone."""
+
+
+def reason(error: Exception) -> str:
+    """The first line of a foreign error, without addresses of objects."""
+    lines = re.sub(r"<bound method (\S+) of .*?>>", r"\1", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,6 +9,7 @@ import awkward as ak
 import numpy as np
 import uproot
 
+from sparsereco import remote
 from sparsereco.detector import Detector, Response
 from sparsereco.errors import InputError
 from sparsereco.io import HITS, Source, iterate, open_source, read
@@ -194,7 +195,7 @@ def read_provenance(file: str) -> dict:
     Raises:
         InputError: the file has a `provenance` that is no JSON object.
     """
-    with uproot.open({file: None}) as root:
+    with remote.connection(file), uproot.open({file: None}) as root:
         if "provenance" not in root:
             return {}
         try:

@@ -22,6 +22,7 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
+from sparsereco import remote
 from sparsereco.errors import InputError
 from sparsereco.io import expand
 
@@ -65,7 +66,7 @@ def survey_frames(files: Iterable[str], on_bad_file: Callable[[InputError], None
     """Opens every file and counts its frames; a MIDAS file has to be unpacked for that.
 
     Args:
-        files: local paths and globs.
+        files: local paths and globs; of ROOT files also URLs.
         on_bad_file: called with the error of a file that cannot be read.
 
     Raises:
@@ -78,7 +79,7 @@ def survey_frames(files: Iterable[str], on_bad_file: Callable[[InputError], None
             if kind == "MIDAS":
                 found.append(FrameFile(path, kind, sum(1 for _ in _midas_banks(path, skip=True))))
             else:
-                with _opened(path, kind) as (names, _read):
+                with remote.connection(path), _opened(path, kind) as (names, _read):
                     found.append(FrameFile(path, kind, len(names)))
         except InputError as error:
             if on_bad_file is None:
@@ -96,7 +97,7 @@ def iterate_frames(
     """Reads frames one by one, in the order of the files and by run and event within a file.
 
     Args:
-        files: local paths and globs.
+        files: local paths and globs; of ROOT files also URLs.
         entry_start: first frame, counted over all files together.
         entry_stop: first frame not read any more, counted likewise.
         on_bad_file: called with the error of a file that cannot be read (further); reading goes on with the next file.
@@ -134,7 +135,7 @@ def _frames(path: str, start: float, stop: float) -> Iterator[Frame | None]:
                 return
             yield Frame(run, event, _from_midas(path, event, data), path, entry) if entry >= start else None
         return
-    with _opened(path, kind) as (names, read):
+    with remote.connection(path), _opened(path, kind) as (names, read):
         for entry, name in enumerate(names):
             if entry >= stop:
                 return
@@ -156,11 +157,13 @@ def _frames(path: str, start: float, stop: float) -> Iterator[Frame | None]:
 
 
 def _kind(path: str) -> str:
-    """ROOT, HDF5 or MIDAS, by what the file begins with.
+    """ROOT, HDF5 or MIDAS, by what the file begins with; a URL is taken for one of a ROOT file.
 
     Raises:
         InputError: no such file, or none of the three.
     """
+    if remote.is_remote(path):
+        return "ROOT"
     file = Path(path)
     if not file.exists():
         raise InputError(f"no such file: {path}", file=path)

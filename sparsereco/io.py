@@ -19,8 +19,9 @@ import awkward as ak
 import numpy as np
 import uproot
 
+from sparsereco import remote
 from sparsereco.checks import BadEvent, check_hits, drop_hits
-from sparsereco.errors import BranchError, InputError
+from sparsereco.errors import BranchError, InputError, reason
 from sparsereco.schema import CHARGE_HITS, HITS, RECO, TRUTH, Branch, BranchNames, ChargeBranchNames, Schema
 from sparsereco.writer import RootWriter
 
@@ -186,13 +187,14 @@ def open_source(
         InputError: The file cannot be read as a ROOT file, or has no such tree.
         BranchError: A branch is missing or holds something else than the schema says.
     """
-    if "://" not in path:
+    if not remote.is_remote(path):
         _check_local(path)
     with ExitStack() as stack:
+        stack.enter_context(remote.connection(path))
         try:
             # A dict keeps uproot from splitting the path at a colon; without the cache no array outlives its chunk.
             file = stack.enter_context(uproot.open({path: None}, array_cache=None))
-            size = None if "://" in path else Path(path).stat().st_size
+            size = file.file.source.num_bytes
             if size is not None and size < file.file.fEND:
                 raise InputError(f"{path} is truncated: {size} bytes of {file.file.fEND}", file=path)
             name = _find_tree(path, file, schema, tree)
@@ -203,7 +205,8 @@ def open_source(
         except InputError:
             raise
         except Exception as error:  # uproot's exceptions on damaged files are many and of no common class
-            raise InputError(f"{path} cannot be read as a ROOT file: {_reason(error)}", file=path) from error
+            kind = "" if remote.is_remote(path) else " as a ROOT file"
+            raise InputError(f"{path} cannot be read{kind}: {reason(error)}", file=path) from error
         yield source
 
 
@@ -214,7 +217,10 @@ def expand(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         # The colons of a URL's scheme and port, and of a file name, are no separators.
         if not colon or Path(given).exists() or re.match(r"\d*/", tree):
             path, tree = given, ""
-        if "://" in path or Path(path).exists() or not glob.has_magic(path):
+        if remote.is_remote(path):
+            yield from ((one, tree or None) for one in remote.expand(path))
+            continue
+        if Path(path).exists() or not glob.has_magic(path):
             yield path, tree or None
             continue
         matches = sorted(glob.glob(path, recursive=True))
@@ -283,7 +289,9 @@ def _check_branches(source: Source, schema: Schema) -> None:
         try:
             kind = str(source.handle.arrays([name], entry_start=0, entry_stop=0)[name].type.content)
         except Exception as error:  # as many classes as there are types that uproot cannot read
-            kind = f"unreadable ({_reason(error)})"
+            if remote.is_remote(source.file) and isinstance(error, OSError):  # it is not the branch
+                raise
+            kind = f"unreadable ({reason(error)})"
         if not (_LIST if jagged else _NUMBER).fullmatch(kind):
             expected = "a list of numbers" if jagged else "one number"
             raise BranchError(
@@ -298,7 +306,7 @@ def _check_branches(source: Source, schema: Schema) -> None:
 def _chunks(source: Source, schema: Schema, step_size: str | int, start: int, stop: int) -> Iterator[Chunk]:
     """Entries ``start`` to ``stop`` of an opened file."""
     wanted = sorted({name for name in source.names.values() if name is not None})
-    step = step_size if isinstance(step_size, int) else max(source.handle.num_entries_for(step_size, wanted), 1)
+    step = step_size if isinstance(step_size, int) else _entries_for(source, wanted, step_size)
     if start < stop:
         steps = source.handle.iterate(wanted, step_size=step, entry_start=start, entry_stop=stop)
     else:
@@ -309,7 +317,7 @@ def _chunks(source: Source, schema: Schema, step_size: str | int, start: int, st
         except Exception as error:  # as in `open_source`
             raise InputError(
                 f"{source.file}: entries {start} to {min(start + step, stop)} of tree '{source.tree}' cannot be read: "
-                f"{_reason(error)}",
+                f"{reason(error)}",
                 file=source.file,
                 tree=source.tree,
                 entry=start,
@@ -321,6 +329,19 @@ def _chunks(source: Source, schema: Schema, step_size: str | int, start: int, st
         )
         yield Chunk(source.file, source.tree, source.uuid, start, start + len(events), events)
         start += len(events)
+
+
+def _entries_for(source: Source, wanted: list[str], memory: str) -> int:
+    """How many entries fill a memory. Of a TTree by its own account: uproot would read something of every basket."""
+    tree = source.handle
+    if not isinstance(tree, uproot.TTree):
+        return max(tree.num_entries_for(memory, wanted), 1)
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) *([kMGT])(i?)B", memory)
+    if size is None:
+        raise InputError(f'step size: expected a number of events or memory like "100 MB", got {memory!r}')
+    target = float(size[1]) * (1024 if size[3] else 1000) ** (1 + "kMGT".index(size[2]))
+    total = sum(tree[name].uncompressed_bytes for name in wanted)
+    return max(round(target * source.entries / total), 1) if total > 0 else 1
 
 
 def _column(source: Source, branch: Branch, arrays: ak.Array, start: int) -> ak.Array:
@@ -345,9 +366,3 @@ def _column(source: Source, branch: Branch, arrays: ak.Array, start: int) -> ak.
                 entry=start + entry,
             )
     return column
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a foreign error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

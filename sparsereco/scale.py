@@ -107,7 +107,8 @@ def workers(number: int | None, scheduler: str | None) -> Iterator[Client]:
         cluster = distributed.LocalCluster(
             n_workers=number,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None is port 8787, with a warning where another run has it
+            scheduler_kwargs={"dashboard": False},
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )

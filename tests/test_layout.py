@@ -48,6 +48,7 @@ DOORS = {
     "geant4_pybind": "sim/geant4.py",
     "dask": "scale.py",
     "distributed": "scale.py",
+    "fsspec": "remote.py",
 }
 
 

@@ -60,6 +60,11 @@ def runs(client: Any, tmp_path: Path) -> Callable[[int], Runs]:
     return lambda n_units: Runs(client, tmp_path, n_units)
 
 
+def test_two_runs_at_a_time(client: Any) -> None:
+    with workers(1, None) as other:  # a warning is an error here
+        assert other.submit(max, [1, 2]).result() == client.submit(max, [1, 2]).result()
+
+
 def test_workers_that_die_lose_and_double_nothing(runs: Callable[[int], Runs]) -> None:
     run = runs(20)
     outcomes, job = run(dies_once=(3, 11), fails_once=(5, 19))
