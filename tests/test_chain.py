@@ -70,14 +70,14 @@ def reco(chain: VertexChain, events: ak.Array) -> ak.Array:
     return chain(events)
 
 
-def close(first: ak.Array, second: ak.Array, atol: float = 1e-3) -> None:
+def close(first: ak.Array, second: ak.Array, atol: float = 1e-3, rtol: float = 1e-4) -> None:
     """The same numbers of everything, equal integers, floats up to rounding."""
     for branch in RECO.branches:
         a, b = first[branch.name], second[branch.name]
         if branch.name in RECO.counters:
             assert ak.num(a).tolist() == ak.num(b).tolist(), branch.name
             a, b = ak.flatten(a), ak.flatten(b)
-        np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), rtol=1e-4, atol=atol, err_msg=branch.name)
+        np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), rtol=rtol, atol=atol, err_msg=branch.name)
 
 
 def particles(event: ak.Record, prefix: str = "part") -> Iterator[tuple[int, np.ndarray]]:
@@ -209,6 +209,12 @@ def test_the_order_of_events_and_the_batch_do_not_matter(chain: VertexChain, eve
     for batch_size in (1, 4):
         small = VertexChain(replace(chain.config, batch_size=batch_size))
         close(small(events), reco)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same(events: ak.Array) -> None:
+    """To a thousandth, or a hundredth of the unit: sums are made in another order there."""
+    close(VertexChain(CONFIG, device="cuda")(events), VertexChain(CONFIG)(events), atol=1e-2, rtol=1e-3)
 
 
 def test_the_order_of_hits_does_not_matter(chain: VertexChain, events: ak.Array, reco: ak.Array) -> None:
