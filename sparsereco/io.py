@@ -144,6 +144,8 @@ def regroup(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
         for start in range(0, whole, size):
             yield _part(chunk, start, start + size)
         held = None if whole == len(chunk.events) > 0 else _part(chunk, whole, len(chunk.events))
+        if held is not None:  # a slice holds the whole, and what is put together from slices holds all of it for ever
+            held = replace(held, events=ak.to_packed(held.events))
     if held is not None:
         yield held
 
@@ -193,7 +195,7 @@ def open_source(
         stack.enter_context(remote.connection(path))
         try:
             # A dict keeps uproot from splitting the path at a colon; without the cache no array outlives its chunk.
-            file = stack.enter_context(uproot.open({path: None}, array_cache=None))
+            file = stack.enter_context(uproot.open({path: None}, array_cache=None, object_cache=None))
             size = file.file.source.num_bytes
             if size is not None and size < file.file.fEND:
                 raise InputError(f"{path} is truncated: {size} bytes of {file.file.fEND}", file=path)

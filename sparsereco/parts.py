@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
 import uproot
 
 from sparsereco.errors import InputError, OutputError
-from sparsereco.io import iterate
 from sparsereco.schema import Schema
 from sparsereco.writer import RootWriter
 
@@ -180,30 +180,44 @@ class Parts:
         if not path.exists():
             return None
         try:
-            with uproot.open({path: None}) as file:
-                whole = path.stat().st_size >= file.file.fEND
-                record = json.loads(str(file["provenance"]))
+            with _opened(path) as file:
+                return self._record(file, path)
         except Exception:  # whatever is wrong with a part, its unit is done again
             return None
-        return record if whole and record.get("run") == self.digest else None
 
-    def merge(self, units: Iterable[Unit], schemas: Iterable[Schema], writer: RootWriter, tally: Tally) -> None:
-        """Puts the parts of units together, in the order given, and adds what became of each to ``tally``.
+    def merge(self, unit: Unit, schemas: Iterable[Schema], writer: RootWriter, tally: Tally) -> None:
+        """Puts the part of a unit behind what is in the output, and adds what became of it to ``tally``.
 
         Raises:
-            InputError: a part is gone or damaged.
+            InputError: the part is gone or damaged.
         """
-        schemas = list(schemas)
-        for schema in schemas:
-            writer.create(schema.tree, schema)
-        for unit in units:
-            record = self.record(unit)
-            if record is None:
-                raise InputError(f"part {self.path(unit)} is gone or damaged; --resume makes it again")
-            for schema in schemas:
-                for chunk in iterate([str(self.path(unit))], schema, schema.tree):
-                    writer.extend(schema.tree, schema, chunk.events)
-            tally.add(record)
+        for schema, events in self._read(unit, schemas, tally):
+            writer.extend(schema.tree, schema, events)
+
+    def _read(self, unit: Unit, schemas: Iterable[Schema], tally: Tally) -> Iterator[tuple[Schema, ak.Array]]:
+        """The events of a part, basket by basket."""
+        path = self.path(unit)
+        try:
+            with _opened(path) as file:
+                record = self._record(file, path)
+                if record is None:
+                    raise ValueError("of another run, or cut off")
+                for schema in schemas:
+                    tree = file[schema.tree]
+                    names = [branch.name for branch in schema.branches]
+                    first = tree[names[0]]
+                    for basket in range(first.num_baskets):
+                        start, stop = first.basket_entry_start_stop(basket)
+                        yield schema, tree.arrays(names, entry_start=start, entry_stop=stop)
+        except Exception as error:  # as in `record`
+            raise InputError(f"part {path} is gone or damaged; --resume makes it again") from error
+        tally.add(record)
+
+    def _record(self, file: uproot.ReadOnlyDirectory, path: Path) -> dict[str, Any] | None:
+        """What a part file tells, if it is whole and of this run."""
+        whole = path.stat().st_size >= file.file.fEND
+        record = json.loads(str(file["provenance"]))
+        return record if whole and record.get("run") == self.digest else None
 
     def remove(self) -> None:
         """Removes the folder.
@@ -230,6 +244,11 @@ class Parts:
             "again with -f and without --resume",
             file=str(self.folder),
         )
+
+
+def _opened(path: Path) -> uproot.ReadOnlyDirectory:
+    """A part file; without caches nothing of it outlives it."""
+    return uproot.open({path: None}, object_cache=None, array_cache=None)
 
 
 def part_path(folder: Path, unit: Unit) -> Path:

@@ -7,13 +7,16 @@ does an error that is not the input's; another worker tries again.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
-import itertools
 import logging
 import os
+import queue
+import re
 import signal
 import socket
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +31,24 @@ from sparsereco.provenance import git_revision
 from sparsereco.writer import RootWriter
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client as Client
+    from distributed import Future
 
 RETRIES = 3
 """Further attempts at a unit after an error; after the loss of a worker Dask allows as many."""
 CONNECT = "10s"
 """How long to wait for a scheduler."""
+LOOK = 0.5
+"""How often to look for workers that have come [s]."""
+SETTINGS: dict[str, Any] = {
+    "logging.distributed": "critical",
+    "distributed.worker.multiprocessing-method": "forkserver",
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.scheduler.active-memory-manager.start": False,
+}
+"""Of Dask, for local processes: what it finds out about them, for a dashboard, takes time from them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,8 @@ class Task:
     """Working directory of the client; what is relative is so to this."""
     software: str
     """`software` of the client."""
+    time_limit: float
+    """A worker that takes longer for a unit ends [s]."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +89,15 @@ def software() -> str:
 
 
 @contextmanager
-def workers(number: int | None, scheduler: str | None) -> Iterator[Client]:
+def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = ()) -> Iterator[Client]:
     """A client of local processes of its own, or of a cluster that is running.
+
+    Local ones start while the client goes on; `run_units` gives them work as they come.
 
     Args:
         number: of local processes, of one thread each.
         scheduler: else the address of a Dask scheduler.
+        modules: what the work imports, to be loaded once for all local processes.
 
     Raises:
         InputError: Dask is not installed, the scheduler is not reached, or a worker has another version of us.
@@ -102,18 +122,21 @@ def workers(number: int | None, scheduler: str | None) -> Iterator[Client]:
             _check_software(client)
             yield client
         return
-    with dask.config.set({"logging.distributed": "critical"}), _interrupt_held():
-        # Without a limit of Dask's: a worker that it pauses for its memory would never go on.
-        cluster = distributed.LocalCluster(
-            n_workers=number,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",  # None is port 8787, with a warning where another run has it
-            scheduler_kwargs={"dashboard": False},
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        )
-    with cluster, distributed.Client(cluster, set_as_default=False) as client:
-        yield client
+    with dask.config.set(SETTINGS):
+        # A process that has loaded everything forks the workers, and those that replace lost ones.
+        distributed.utils.get_mp_context().set_forkserver_preload(["distributed", *modules])
+        with _interrupt_held():
+            cluster = distributed.LocalCluster(
+                n_workers=0,
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",  # None is port 8787, with a warning where another run has it
+                memory_limit=0,  # a worker that Dask pauses for its memory would never go on
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=logging.CRITICAL,
+            )
+            cluster.scale(number)
+        with cluster, distributed.Client(cluster, set_as_default=False) as client:
+            yield client
 
 
 @contextmanager
@@ -133,42 +156,68 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
     Raises:
         InputError: what no further attempt would change: the parts cannot be written, or workers cannot be used.
     """
-    from distributed import CancelledError, KilledWorker, as_completed
-
     attempt = uuid.uuid4().hex  # else Dask might answer with what it still knows of a run before
-    waiting = iter(units)
+    waiting = deque(units)
     handed: dict[Any, Unit] = {}
+    done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    scheduler: Any = client.scheduler
 
-    def hand_out() -> list[Any]:
+    def hand_out() -> None:
         """One unit per thread of the workers that are there: one that waits at a worker would die with it, too."""
-        free = max(sum(client.nthreads().values()), 1) - len(handed)
-        futures = {}
-        for unit in itertools.islice(waiting, max(free, 0)):
-            key = f"unit-{unit.number}-{attempt}"
-            futures[client.submit(work, task, unit, key=key, retries=RETRIES)] = unit
-        handed.update(futures)
-        return list(futures)
+        threads = sum(client.sync(scheduler.ncores_running).values()) if waiting else 0
+        while waiting and len(handed) < threads:
+            unit = waiting.popleft()
+            future = client.submit(work, task, unit, key=f"unit-{unit.number}-{attempt}", retries=RETRIES)
+            handed[future.key] = unit
+            future.add_done_callback(done.put)
 
-    done = as_completed(hand_out(), loop=client.loop)
     try:
-        for future in done:
-            unit = handed.pop(future)
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            elif isinstance(error, InputError):
-                raise error
-            elif isinstance(error, CancelledError):
-                raise InputError("the scheduler is gone; what is done stays, --resume goes on from there")
-            elif isinstance(error, KilledWorker):
-                yield Outcome(unit, error=InputError(f"{unit.name}: given up, the workers that tried it died"))
-            else:
-                told = " ".join(f"{type(error).__name__}: {error}".split())
-                message = f"{unit.name}: given up after {RETRIES + 1} attempts, {told}"
-                yield Outcome(unit, error=InputError(message))
-            done.update(hand_out())
+        while waiting or handed:
+            try:
+                future = done.get(timeout=LOOK)
+            except queue.Empty:
+                hand_out()
+                continue
+            unit = handed.pop(future.key)
+            outcome = _outcome(task, unit, future)
+            hand_out()  # before the caller takes its time
+            yield outcome
     finally:
         client.cancel(list(handed), force=True)
+
+
+def _outcome(task: Task, unit: Unit, future: Future) -> Outcome:
+    """What a future that is done says of its unit.
+
+    Raises:
+        InputError: as `run_units`.
+    """
+    from distributed import CancelledError, KilledWorker
+
+    error = future.exception()
+    if error is None:
+        outcome: Outcome = future.result()
+        return outcome
+    if isinstance(error, InputError):
+        raise error
+    if isinstance(error, CancelledError):
+        raise InputError("the scheduler is gone; what is done stays, --resume goes on from there")
+    if isinstance(error, KilledWorker):
+        return Outcome(unit, error=InputError(f"{unit.name}: given up, {_death(task, unit)}"))
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return Outcome(unit, error=InputError(f"{unit.name}: given up after {RETRIES + 1} attempts, {told}"))
+
+
+def _death(task: Task, unit: Unit) -> str:
+    """Of what the workers died that tried a unit."""
+    report = _stuck(task, unit)
+    threads = report.read_text().split("Thread ") if report.exists() else []
+    ours = [thread for thread in threads if f"{__file__}" in thread]
+    if not ours:
+        return "the workers that tried it died"
+    file, line, function = re.findall(r'File "(.*)", line (\d+) in (.*)', ours[0])[0]
+    where = f"{function} ({Path(file).name}, line {line})"
+    return f"it took longer than --unit-timeout {task.time_limit:g} s, the last time in {where}"
 
 
 def work(task: Task, unit: Unit) -> Outcome:
@@ -183,9 +232,10 @@ def work(task: Task, unit: Unit) -> Outcome:
     if not task.parts.is_dir():
         raise OutputError(f"{who} sees no folder {task.parts}", file=str(task.parts))
     os.chdir(task.here)
-    _one_thread()
+    one_thread()
     try:
-        events = write_part(task.parts, unit, task.run, lambda writer: task.process(task.job, unit, writer))
+        with _time_limit(_stuck(task, unit), task.time_limit):
+            events = write_part(task.parts, unit, task.run, lambda writer: task.process(task.job, unit, writer))
     except OutputError:
         raise
     except InputError as error:
@@ -193,8 +243,32 @@ def work(task: Task, unit: Unit) -> Outcome:
     return Outcome(unit, events)
 
 
-def _one_thread() -> None:
-    """Has a worker compute with one thread, wherever its threads would come from, and keep its memory together."""
+@contextmanager
+def _time_limit(report: Path, seconds: float) -> Iterator[None]:
+    """Ends this process if something takes too long, wherever it hangs, and reports where that is.
+
+    The watch is a thread of its own that needs nothing of Python, so it comes through where a library holds its lock.
+    """
+    try:
+        file = report.open("w")
+    except OSError as error:
+        raise OutputError(f"{report} cannot be written: {error.strerror}", file=str(report)) from error
+    with file:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            report.unlink(missing_ok=True)
+
+
+def _stuck(task: Task, unit: Unit) -> Path:
+    """Where a worker that took too long for a unit reports what it was doing."""
+    return task.parts / f"{unit.number:07d}.stuck"
+
+
+def one_thread() -> None:
+    """Has this process compute with one thread, wherever its threads would come from, and keep its memory together."""
     import torch
 
     from sparsereco.cli import keep_free_memory, keep_memory_together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,16 @@ import uproot
 from sparsereco.errors import InputError, OutputError
 from sparsereco.schema import Schema
 
+BASKETS = 4 << 20
+"""Events are written once their columns, those of all branches of a tree, take so much memory [bytes]."""
+
 
 class RootWriter:
     """Writes TTrees to ``path``, which appears only when all went well.
 
     Everything goes to ``<path>.part`` first; leaving the ``with`` block renames it, an exception there removes it.
+    Events are held until there are enough for a basket: many small ones make files slow to write and to read, and what
+    is known of each takes memory to the end.
 
     Args:
         path: the output file.
@@ -41,6 +47,9 @@ class RootWriter:
         if not self.path.parent.is_dir():  # uproot would make the folder
             raise OutputError(f"output {path}: there is no folder {self.path.parent}", file=str(path))
         self._trees: dict[str, uproot.WritableTree] = {}
+        self._schemas: dict[str, Schema] = {}
+        self._held: dict[str, list[ak.Array]] = defaultdict(list)
+        self._bytes: Counter[str] = Counter()
 
     def __enter__(self) -> RootWriter:
         try:
@@ -64,6 +73,7 @@ class RootWriter:
         types = {name: ak.types.ListType(one) if name in counters else one for name, one in number.items()}
         with self._writing():
             self._trees[tree] = self._file.mktree(tree, types, counter_name=counters.__getitem__)
+        self._schemas[tree] = schema
 
     def extend(self, tree: str, schema: Schema, events: ak.Array) -> None:
         """Appends events to a tree, which is created where it is not there yet.
@@ -74,18 +84,34 @@ class RootWriter:
             events: records with the fields of the schema; other fields are left out.
 
         Raises:
-            ValueError: The lists of a group differ in length.
+            ValueError: The lists of a group differ in length; here, or when they are written.
         """
         if tree not in self._trees:
             self.create(tree, schema)
+        if len(events) > 0:
+            held = events[[branch.name for branch in schema.branches]]
+            self._held[tree].append(held)
+            self._bytes[tree] += held.nbytes
+        if self._bytes[tree] >= BASKETS:
+            self.flush(tree)
+
+    def flush(self, tree: str) -> None:
+        """Writes the events of a tree that are held; a basket of each branch ends here.
+
+        Raises:
+            ValueError: The lists of a group differ in length.
+        """
+        if not self._held[tree]:
+            return
+        schema, events = self._schemas[tree], ak.concatenate(self._held.pop(tree))
+        self._bytes[tree] = 0
         for counter, group in schema.groups.items():
             lengths = [np.asarray(ak.num(events[branch.name])) for branch in group]
             if any(not np.array_equal(one, lengths[0]) for one in lengths):
                 raise ValueError(f"branches of '{counter}' in tree '{tree}' differ in length within an event")
-        if len(events) > 0:
-            columns = {branch.name: ak.values_astype(events[branch.name], branch.dtype) for branch in schema.branches}
-            with self._writing():
-                self._trees[tree].extend(columns)
+        columns = {branch.name: ak.values_astype(events[branch.name], branch.dtype) for branch in schema.branches}
+        with self._writing():
+            self._trees[tree].extend(columns)
 
     def put(self, name: str, content: object) -> None:
         """Stores a histogram or a string.
@@ -106,13 +132,14 @@ class RootWriter:
     ) -> None:
         try:
             if kind is None:
+                for tree in list(self._held):
+                    self.flush(tree)
                 with self._writing():
                     self._file.close()
                     self.part.replace(self.path)
-            else:
-                with suppress(OSError):  # what went wrong is on its way already
-                    self._file.close()
         finally:
+            with suppress(OSError):  # what went wrong is on its way already
+                self._file.close()
             with suppress(OSError):
                 self.part.unlink(missing_ok=True)
 

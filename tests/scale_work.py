@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Job:
     fails: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
     vanishes: tuple[int, ...] = ()
+    hangs_once: tuple[int, ...] = ()
+    hangs: tuple[int, ...] = ()
     more: dict[str, int] = field(default_factory=dict, hash=False)
 
 
@@ -53,11 +56,18 @@ def write_numbers(job: Job, unit: Unit, writer: RootWriter) -> Tally:
         raise RuntimeError("no luck\ntoday")
     if unit.number in job.bad:
         raise InputError(f"{unit.file}: entry {unit.entry_start} is bad")
+    if unit.number in job.hangs or (unit.number in job.hangs_once and attempt == 0):
+        hang()
     if unit.number in job.vanishes:
         shutil.rmtree(writer.path.parent)
     tally = Tally(events=n)
     tally.read(unit.file, unit.tree, unit.entry_start, unit.entry_stop)
     return tally
+
+
+def hang() -> None:
+    """As a file system does that is gone."""
+    time.sleep(600)
 
 
 def pretend(version: str | None) -> None:

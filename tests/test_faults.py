@@ -23,6 +23,7 @@ faults = load_tool("benchmarks/faults")
 def test_spoilt_bytes(reco: Reco, capsys: pytest.CaptureFixture[str], spoil: faults.BYTES) -> None:
     with RootWriter("sound.root") as writer:
         writer.extend("hits", HITS, some_hits(12))
+        writer.flush("hits")
         writer.extend("hits", HITS, some_hits(12, 12))
     sound = Path("sound.root").read_bytes()
     for seed in range(4):

@@ -11,6 +11,7 @@ import pytest
 import uproot
 from conftest import WriteHits, some_hits
 
+from sparsereco import writer
 from sparsereco.detector import Detector
 from sparsereco.io import (
     HITS,
@@ -50,6 +51,18 @@ def test_what_is_written_comes_back_in_names_types_and_values(tmp_path: Path, sc
     assert back.fields == [branch.name for branch in schema.branches]
     assert str(back.type) == str(events.type)
     assert back.tolist() == events.tolist()
+
+
+def test_small_batches_share_a_basket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [some_hits(20, 20 * i) for i in range(6)]
+    monkeypatch.setattr(writer, "BASKETS", 3 * events[0].nbytes - 1000)
+    with RootWriter(tmp_path / "a.root") as file:
+        for some in events:
+            file.extend("hits", HITS, some)
+    with uproot.open(tmp_path / "a.root") as file:
+        branch = file["hits"]["hit_pe"]
+        assert [branch.basket_entry_start_stop(i) for i in range(branch.num_baskets)] == [(0, 60), (60, 120)]
+    assert read(tmp_path / "a.root", HITS).tolist() == ak.concatenate(events).tolist()
 
 
 def test_the_file_has_root_leaves_with_one_counter_per_group(tmp_path: Path) -> None:
@@ -214,6 +227,7 @@ def test_damage_in_the_middle_names_file_and_entries(write_hits: WriteHits) -> N
     with RootWriter(path, force=True) as writer:
         for part in range(4):
             writer.extend("hits", HITS, some_hits(50, seed=part))
+            writer.flush("hits")
     with uproot.open(path) as file:
         chunk, _ = file["hits"]["hit_pe"].basket_chunk_cursor(2)
         damaged, size = chunk.start, chunk.stop - chunk.start

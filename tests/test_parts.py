@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import awkward as ak
 import pytest
 from conftest import some_hits
 from scale_work import Job, write_numbers
@@ -52,6 +53,14 @@ def test_regrouped_chunks_do_not_depend_on_the_step(step: int) -> None:
     assert [e for chunk in found for e in chunk.events["event"].tolist()] == [*range(10), *range(50, 58)]
 
 
+def test_what_is_held_for_the_next_chunk_does_not_grow() -> None:
+    """A file of any length is read in the memory of a chunk."""
+    events = some_hits(650)
+    given = (Chunk("a", "hits", "", s, s + 65, ak.to_packed(events[s : s + 65])) for s in range(0, 650, 65))
+    sizes = [chunk.events.nbytes for chunk in regroup(given, 64)]
+    assert max(sizes) < 3 * sizes[0]
+
+
 def test_a_gap_between_chunks_is_kept() -> None:
     events = some_hits(6)
     given = [Chunk("a", "hits", "", 0, 2, events[:2]), Chunk("a", "hits", "", 4, 6, events[4:])]
@@ -76,7 +85,8 @@ def test_parts_become_one_output_in_order(parts: Parts, tmp_path: Path) -> None:
     fill(parts, tmp_path, 2, 0, 1)
     tally = Tally()
     with RootWriter(tmp_path / "out.root") as writer:
-        parts.merge(units, [HITS], writer, tally)
+        for unit in units:
+            parts.merge(unit, [HITS], writer, tally)
     assert read(tmp_path / "out.root", HITS)["event"].tolist() == list(range(10))
     assert tally.events == 10
     assert list(tally.inputs.values()) == [{"file": "a.root", "tree": "hits", "entry_start": 0, "entry_stop": 10}]
@@ -93,7 +103,7 @@ def test_only_whole_parts_of_the_same_run_count(parts: Parts, tmp_path: Path) ->
     other = Parts(tmp_path / "out.root", {"settings": {}})
     assert [other.record(unit) for unit in units] == [None, None, None]
     with RootWriter(tmp_path / "out.root") as writer, pytest.raises(InputError, match="is gone or damaged"):
-        parts.merge(units, [HITS], writer, Tally())
+        parts.merge(units[0], [HITS], writer, Tally())
 
 
 @pytest.mark.parametrize(

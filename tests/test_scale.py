@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,8 @@ SAMPLE = ROOT / "tests" / "data" / "demo.root"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    with workers(2, None) as client:
+    with workers(2, None, ["sparsereco.io", "torch"]) as client:
+        client.wait_for_workers(2)
         client.upload_file(str(Path(__file__).with_name("scale_work.py")))
         yield client
 
@@ -42,16 +44,17 @@ class Runs:
         self.parts.open(resume=False, force=True)
         (folder / "notes").mkdir()
 
-    def __call__(self, **what: tuple[int, ...]) -> tuple[dict[int, Outcome], Job]:
+    def __call__(self, time_limit: float = 60, **what: tuple[int, ...]) -> tuple[dict[int, Outcome], Job]:
         job = Job(str(self.folder / "notes"), **what)
-        task = Task(write_numbers, job, self.parts.folder, self.parts.digest, self.folder, software())
+        task = Task(write_numbers, job, self.parts.folder, self.parts.digest, self.folder, software(), time_limit)
         outcomes = list(run_units(self.client, task, self.units))
         assert len(outcomes) == len({outcome.unit.number for outcome in outcomes}) == len(self.units)
         return {outcome.unit.number: outcome for outcome in outcomes}, job
 
     def merged(self, units: list[Unit]) -> list[int]:
         with RootWriter(self.folder / "out.root", force=True) as writer:
-            self.parts.merge(units, [HITS], writer, Tally())
+            for unit in units:
+                self.parts.merge(unit, [HITS], writer, Tally())
         return read(self.folder / "out.root", HITS)["event"].tolist()
 
 
@@ -74,16 +77,42 @@ def test_workers_that_die_lose_and_double_nothing(runs: Callable[[int], Runs]) -
     assert all(attempts(job, number) >= 2 for number in (3, 11))
 
 
-def test_a_unit_that_cannot_be_done_is_told_and_the_others_are_done(client: Any, runs: Callable[[int], Runs]) -> None:
+@pytest.fixture
+def one_loss(client: Any) -> Iterator[None]:
+    """A unit that takes one worker with it is given up, to wait for fewer workers."""
+
     def allow(failures: int, dask_scheduler: Any = None) -> None:
         dask_scheduler.allowed_failures = failures
 
-    client.run_on_scheduler(allow, 0)  # to wait for fewer workers
-    try:
-        run = runs(6)
-        outcomes, job = run(dies=(1,), fails=(3,), bad=(4,))
-    finally:
-        client.run_on_scheduler(allow, 3)
+    client.run_on_scheduler(allow, 0)
+    yield
+    client.run_on_scheduler(allow, 3)
+
+
+def test_a_unit_that_hangs_is_tried_by_another_worker(runs: Callable[[int], Runs]) -> None:
+    run = runs(6)
+    outcomes, job = run(time_limit=1, hangs_once=(2,))
+    assert all(outcome.error is None for outcome in outcomes.values())
+    assert run.merged(run.units) == list(range(24))
+    assert attempts(job, 2) == 2
+
+
+@pytest.mark.usefixtures("one_loss")
+def test_a_unit_that_always_hangs_is_given_up(runs: Callable[[int], Runs]) -> None:
+    run = runs(4)
+    outcomes, _ = run(time_limit=1, hangs=(1,))
+    assert [outcome.error is None for _, outcome in sorted(outcomes.items())] == [True, False, True, True]
+    assert re.fullmatch(
+        r"a.root, entries 4 to 7 \(unit 1\): given up, it took longer than --unit-timeout 1 s, the last time in hang "
+        r"\(scale_work.py, line \d+\)",
+        str(outcomes[1].error),
+    )
+
+
+@pytest.mark.usefixtures("one_loss")
+def test_a_unit_that_cannot_be_done_is_told_and_the_others_are_done(runs: Callable[[int], Runs]) -> None:
+    run = runs(6)
+    outcomes, job = run(dies=(1,), fails=(3,), bad=(4,))
     told = {number: str(outcome.error) for number, outcome in outcomes.items() if outcome.error is not None}
     assert told == {
         1: "a.root, entries 4 to 7 (unit 1): given up, the workers that tried it died",
@@ -115,7 +144,7 @@ def test_workers_of_another_version_are_refused_by_name(client: Any, runs: Calla
             pass
         with pytest.raises(InputError, match=r"worker .*, process \d+, has sparsereco 9.9, expected 0.1.0"):
             client.submit(
-                scale.work, Task(write_numbers, None, Path(), "", Path(), software()), None, workers=[one]
+                scale.work, Task(write_numbers, None, Path(), "", Path(), software(), 60), None, workers=[one]
             ).result()
     finally:
         client.run(pretend, None, workers=[one])
@@ -176,6 +205,7 @@ def damage(path: Path) -> bytes:
 def write_two_baskets(path: Path) -> None:
     with RootWriter(path) as writer:
         writer.extend("hits", HITS, some_hits(16))
+        writer.flush("hits")
         writer.extend("hits", HITS, some_hits(16, 16))
 
 
@@ -233,6 +263,7 @@ def test_a_bad_unit_is_skipped_on_demand_and_listed(
         (["--workers", "0"], "--workers: expected a positive number, got 0"),
         (["--workers", "2", "--scheduler", "tcp://a:1"], "--workers and --scheduler: expected one of them"),
         (["--workers", "2", "--unit-size", "0"], "--unit-size: expected a positive number, got 0"),
+        (["--workers", "2", "--unit-timeout", "0"], "--unit-timeout: expected a positive number of seconds"),
         (["--resume"], "--resume goes on with a run on workers: expected --workers or --scheduler, too"),
     ],
 )

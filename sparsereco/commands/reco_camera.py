@@ -167,15 +167,16 @@ def reconstruct(
     sources = survey_frames(args.files, on_bad_file)
     start, stop = common.entry_range(args)
     total = common.selected(sum(source.entries for source in sources), start, stop)
-    chain, device = load_chain(args, config)
     tally = Tally(skipped=skipped)
-    clock = time.perf_counter()
     with ExitStack() as stack:
+        client = stack.enter_context(scaled.workers(args, "sparsereco.camera.chain", "sparsereco.io"))
+        chain, device = load_chain(args, config)
+        clock = time.perf_counter()
         advance = stack.enter_context(cli.progress("camera", total, "frames", args.quiet))
         for file in (writer, reduced):
             if file is not None:
                 stack.enter_context(file)
-        if on_workers:
+        if client is not None:
             inputs = [Input(source.file, None, source.entries) for source in sources]
 
             def prepare(folder: Path) -> Job:
@@ -183,15 +184,13 @@ def reconstruct(
 
             about = {"chain": chain.provenance(), "pedestal": args.pedestal, "device": device}
             trees = FRAMES, ROIS
-            scaled.reconstruct(args, trees, process_unit, prepare, inputs, 1, about, writer, tally, advance)
+            scaled.reconstruct(client, args, trees, process_unit, prepare, inputs, 1, about, writer, tally, advance)
         else:
             frames = iterate_frames([source.file for source in sources], start, stop, on_bad_file)
             process(chain, frames, writer, tally, args.skip_bad_events, advance, reduced)
         writer.provenance(
             common.provenance_of(args, record, chain.provenance(), device, tally, FRAMES, pedestal=args.pedestal)
         )
-    if on_workers:
-        scaled.remove_parts(args)
     seconds = time.perf_counter() - clock
     return (
         f"{args.output}: {tally.events:,} frames, {tally.found['clusters']:,} clusters in {seconds:.1f} s on {device}, "

@@ -133,34 +133,34 @@ def reconstruct(
     on_workers = scaled.wanted(args)
     detector = read_detector(args.detector)
     writer = RootWriter(args.output, force=args.force)
-    device = cli.choose_device(args.device)
-    chain = load_chain(detector, config, device, args.seed)
-    job = Job(detector, config, names, device, args.seed, args.step_size, args.skip_bad_events)
-    tally = Tally(skipped=skipped)
-    clock = time.perf_counter()
     # Without workers, what is bad is listed when it is read.
     inputs = survey(args, names, skipped if on_workers else None)
     total = common.selected(sum(one.entries for one in inputs), *common.entry_range(args))
-    with writer, cli.progress("infill", total, "events", args.quiet) as advance:
-        if on_workers:
-            about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
-            scaled.reconstruct(
-                args,
-                (INFILL,),
-                process_unit,
-                lambda folder: job,
-                inputs,
-                config.batch_size,
-                about,
-                writer,
-                tally,
-                advance,
-            )
-        else:
-            process(job, chain, chunks(args, names, chain.gaps, args.files, skipped), writer, tally, advance)
-        writer.provenance(common.provenance_of(args, record, chain.provenance(), device, tally, INFILL))
-    if on_workers:
-        scaled.remove_parts(args)
+    with scaled.workers(args, "sparsereco.infill.chain", "sparsereco.io", "sparsereco.hdf5") as client:
+        device = cli.choose_device(args.device)
+        chain = load_chain(detector, config, device, args.seed)
+        job = Job(detector, config, names, device, args.seed, args.step_size, args.skip_bad_events)
+        tally = Tally(skipped=skipped)
+        clock = time.perf_counter()
+        with writer, cli.progress("infill", total, "events", args.quiet) as advance:
+            if client is not None:
+                about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
+                scaled.reconstruct(
+                    client,
+                    args,
+                    (INFILL,),
+                    process_unit,
+                    lambda folder: job,
+                    inputs,
+                    config.batch_size,
+                    about,
+                    writer,
+                    tally,
+                    advance,
+                )
+            else:
+                process(job, chain, chunks(args, names, chain.gaps, args.files, skipped), writer, tally, advance)
+            writer.provenance(common.provenance_of(args, record, chain.provenance(), device, tally, INFILL))
     seconds = time.perf_counter() - clock
     wide = tally.found["wide"]
     note = f"\n{wide:,} events have gaps filled that are wider than trained (gap_wide)" if wide else ""

@@ -117,48 +117,47 @@ def reconstruct(
     from sparsereco.io import RootWriter, iterate, survey
     from sparsereco.parts import Input, Tally
 
-    on_workers = scaled.wanted(args)
     writer = RootWriter(args.output, force=args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
     sources = survey(args.files, HITS, names, on_bad_file)
     total = sum(source.entries for source in sources)
     start, stop = common.entry_range(args)
-    device = cli.choose_device(args.device)
-    chain = load_chain(config, device, args.seed)
-    trees = [f"{source.file}:{source.tree}" for source in sources]
-    light = measure_light(chain, trees, names, start, stop) if config.light_scale is None else None
-    if light and light.usable:
-        chain.light_scale = light.scale
+    with scaled.workers(args, "sparsereco.vertex.chain", "sparsereco.io") as client:
+        device = cli.choose_device(args.device)
+        chain = load_chain(config, device, args.seed)
+        trees = [f"{source.file}:{source.tree}" for source in sources]
+        light = measure_light(chain, trees, names, start, stop) if config.light_scale is None else None
+        if light and light.usable:
+            chain.light_scale = light.scale
 
-    job = Job(config, names, chain.light_scale, device, args.seed, args.step_size, args.skip_bad_events)
-    tally = Tally(skipped=skipped)
-    clock = time.perf_counter()
-    with writer, cli.progress("vertex", common.selected(total, start, stop), "events", args.quiet) as advance:
-        if on_workers:
-            inputs = [Input(source.file, source.tree, source.entries, source.uuid) for source in sources]
-            about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
-            scaled.reconstruct(
-                args,
-                (RECO,),
-                process_unit,
-                lambda folder: job,
-                inputs,
-                config.batch_size,
-                about,
-                writer,
-                tally,
-                advance,
+        job = Job(config, names, chain.light_scale, device, args.seed, args.step_size, args.skip_bad_events)
+        tally = Tally(skipped=skipped)
+        clock = time.perf_counter()
+        with writer, cli.progress("vertex", common.selected(total, start, stop), "events", args.quiet) as advance:
+            if client is not None:
+                inputs = [Input(source.file, source.tree, source.entries, source.uuid) for source in sources]
+                about = {"chain": chain.provenance(), "branches": dataclasses.asdict(names), "device": device}
+                scaled.reconstruct(
+                    client,
+                    args,
+                    (RECO,),
+                    process_unit,
+                    lambda folder: job,
+                    inputs,
+                    config.batch_size,
+                    about,
+                    writer,
+                    tally,
+                    advance,
+                )
+            else:
+                chunks = iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file)
+                process(job, chain, chunks, writer, tally, advance)
+            record["config"]["light_scale"] = chain.light_scale
+            told_light = light and dataclasses.asdict(light)
+            writer.provenance(
+                common.provenance_of(args, record, chain.provenance(), device, tally, RECO, light_yield=told_light)
             )
-        else:
-            chunks = iterate(trees, HITS, None, names, args.step_size, start, stop, on_bad_file)
-            process(job, chain, chunks, writer, tally, advance)
-        record["config"]["light_scale"] = chain.light_scale
-        told_light = light and dataclasses.asdict(light)
-        writer.provenance(
-            common.provenance_of(args, record, chain.provenance(), device, tally, RECO, light_yield=told_light)
-        )
-    if on_workers:
-        scaled.remove_parts(args)
     seconds = time.perf_counter() - clock
     dropped = tally.found["dropped"]
     return (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from sparsereco.errors import InputError
 
 if TYPE_CHECKING:
     from sparsereco.parts import Input, Tally, Unit
+    from sparsereco.scale import Client
     from sparsereco.schema import Schema
     from sparsereco.writer import RootWriter
 
@@ -31,6 +34,13 @@ def add_options(parser: jsonargparse.ArgumentParser, unit: str, size: int) -> No
     add("--workers", type=int | None, metavar="N", help="reconstruct in N processes of one thread each")
     add("--scheduler", type=str | None, metavar="ADDRESS", help="reconstruct on the workers of a running Dask cluster")
     add("--unit-size", type=int, default=size, metavar="N", help=f"{unit} that a worker does at a time")
+    add(
+        "--unit-timeout",
+        type=float,
+        default=3600,
+        metavar="S",
+        help="seconds after which a worker that is still at a unit is ended, and another tries",
+    )
     add("--resume", action="store_true", help="go on with the parts (OUT.parts) that a run on workers left")
 
 
@@ -46,13 +56,40 @@ def wanted(args: jsonargparse.Namespace) -> bool:
         raise InputError(f"--workers: expected a positive number, got {args.workers}")
     if args.unit_size < 1:
         raise InputError(f"--unit-size: expected a positive number, got {args.unit_size}")
+    if not 0 < args.unit_timeout < 1e6:
+        raise InputError(f"--unit-timeout: expected a positive number of seconds, below 1e6, got {args.unit_timeout:g}")
     on_workers = args.workers is not None or args.scheduler is not None
     if args.resume and not on_workers:
         raise InputError("--resume goes on with a run on workers: expected --workers or --scheduler, too")
     return on_workers
 
 
+@contextmanager
+def workers(args: jsonargparse.Namespace, *modules: str) -> Iterator[Client | None]:
+    """The workers that the command line asks for, None where it does not; local ones start while we go on.
+
+    Goes around the output: at the end, if all went well, the output is whole and the parts are removed.
+
+    Args:
+        args: the command line.
+        modules: what units import.
+
+    Raises:
+        InputError: as `wanted`, or the workers cannot be used.
+    """
+    if not wanted(args):
+        yield None
+        return
+    from sparsereco import scale
+
+    with scale.workers(args.workers, args.scheduler, modules) as client:
+        scale.one_thread()  # what is found before the units begin does not depend on threads either
+        yield client
+    shutil.rmtree(f"{args.output}.parts", ignore_errors=True)
+
+
 def reconstruct(
+    client: Client,
     args: jsonargparse.Namespace,
     schemas: Iterable[Schema],
     process: Callable[[Any, Unit, RootWriter], Tally],
@@ -67,6 +104,7 @@ def reconstruct(
     """Reconstructs in units on workers, and writes the parts into the output in the order of the input.
 
     Args:
+        client: of the workers.
         args: the command line.
         schemas: of the trees of the output.
         process: does a unit on a worker, given the job.
@@ -84,7 +122,7 @@ def reconstruct(
             be used.
     """
     from sparsereco.parts import Parts, divide
-    from sparsereco.scale import Task, run_units, software, workers
+    from sparsereco.scale import Task, run_units, software
 
     log = logging.getLogger("sparsereco")
     start, stop = common.entry_range(args)
@@ -106,25 +144,33 @@ def reconstruct(
     if len(left) < len(units):
         log.info("%s: %d of %d units are done already", parts.folder, len(units) - len(left), len(units))
 
+    for schema in schemas:
+        writer.create(schema.tree, schema)
+    folder, job = parts.folder.resolve(), prepare(parts.folder)
+    task = Task(process, job, folder, parts.digest, Path.cwd(), software(), args.unit_timeout)
     failed: dict[int, InputError] = {}
-    if left:
-        task = Task(process, prepare(parts.folder), parts.folder.resolve(), parts.digest, Path.cwd(), software())
-        try:
-            with workers(args.workers, args.scheduler) as client:
-                for outcome in run_units(client, task, left):
-                    if outcome.error is not None:
-                        if not args.skip_bad_files:
-                            raise outcome.error
-                        failed[outcome.unit.number] = outcome.error
-                    advance(outcome.events)
-        except BaseException:
-            done = sum(parts.path(unit).exists() for unit in units)
-            log.warning("%s keeps %d of %d units; --resume goes on from there", parts.folder, done, len(units))
-            raise
-    parts.merge([unit for unit in units if unit.number not in failed], schemas, writer, tally)
+    awaited = {unit.number for unit in left}
+    unmerged = deque(units)
+
+    def merge() -> None:
+        """Puts into the output what is next there, as far as it is done."""
+        while unmerged and unmerged[0].number not in awaited:
+            unit = unmerged.popleft()
+            if unit.number not in failed:
+                parts.merge(unit, schemas, writer, tally)
+
+    try:
+        for outcome in run_units(client, task, left):
+            if outcome.error is not None:
+                if not args.skip_bad_files:
+                    raise outcome.error
+                failed[outcome.unit.number] = outcome.error
+            awaited.remove(outcome.unit.number)
+            advance(outcome.events)
+            merge()
+        merge()
+    except BaseException:
+        done = sum(parts.path(unit).exists() for unit in units)
+        log.warning("%s keeps %d of %d units; --resume goes on from there", parts.folder, done, len(units))
+        raise
     tally.skipped += [failed[number] for number in sorted(failed)]
-
-
-def remove_parts(args: jsonargparse.Namespace) -> None:
-    """Removes the parts of an output that is whole."""
-    shutil.rmtree(f"{args.output}.parts", ignore_errors=True)

@@ -144,6 +144,7 @@ def spoilt_files(number: int, seed: int) -> dict[str, Any]:
     events = read(SAMPLE, HITS)[:EVENTS]
     with RootWriter("sound.root") as writer:
         writer.extend("hits", HITS, events[: EVENTS // 2])
+        writer.flush("hits")
         writer.extend("hits", HITS, events[EVENTS // 2 :])
     sound = Path("sound.root").read_bytes()
     tool = load_reco()
@@ -295,12 +296,16 @@ def killed_workers(number: int, seed: int) -> dict[str, Any]:
 
 
 def workers_of(process: int) -> list[int]:
-    """Processes that a run has started for its workers."""
-    children = Path(f"/proc/{process}/task").glob("*/children")
+    """Processes that a run has started for its workers: those forked by the one that it has for that."""
     with contextlib.suppress(OSError):
-        numbers = [int(number) for path in children for number in path.read_text().split()]
-        return [number for number in numbers if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
+        servers = [one for one in children(process) if b"forkserver" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        return [worker for server in servers for worker in children(server)]
     return []
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(one) for path in Path(f"/proc/{process}/task").glob("*/children") for one in path.read_text().split()]
 
 
 def full_disk() -> dict[str, Any]:
