@@ -81,11 +81,13 @@ example:
 """
 
 SCALE = """\
-`tools/reco.py vertex` without workers and on ever more local ones, start of the processes included: whether the values
-are equal to the last bit, and events per second. Set OMP_NUM_THREADS=1 for a comparison thread by thread.
+`tools/reco.py vertex` without workers and on ever more local ones, in turns, start of the processes included: whether
+the values are equal to the last bit, events per second, processor time and peak memory of `reco.py` and of its workers.
+Reads one sample of at most 5,000 events over and over. Set OMP_NUM_THREADS=1 for a comparison thread by thread.
 
-example:
+examples:
   OMP_NUM_THREADS=1 tools/benchmark.py scale --workers 1 2 4 --events 10000 --bank banks/test.npz
+  OMP_NUM_THREADS=1 tools/benchmark.py scale --workers 1 2 --events 20000 --rounds 3 --bank banks/test.npz
 """
 
 FAULTS = """\
@@ -144,6 +146,7 @@ def parsers() -> jsonargparse.ArgumentParser:
     scale = cli.new_parser(SCALE)
     scale.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers")
     scale.add_argument("--events", type=int, default=10000, help="events of the sample")
+    scale.add_argument("--rounds", type=int, default=1, help="rounds in which the numbers of workers take turns")
     scale.add_argument("--unit-size", type=int, default=2048, help="events of a unit")
     scale.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
     parser = cli.new_parser(__doc__)
