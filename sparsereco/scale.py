@@ -15,6 +15,7 @@ import queue
 import re
 import signal
 import socket
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,8 @@ RETRIES = 3
 """Further attempts at a unit after an error; after the loss of a worker Dask allows as many."""
 CONNECT = "10s"
 """How long to wait for a scheduler."""
+START = 120
+"""How long to wait where there is no local worker [s]."""
 LOOK = 0.5
 """How often to look for workers that have come [s]."""
 SETTINGS: dict[str, Any] = {
@@ -162,21 +165,26 @@ def run_units(client: Client, task: Task, units: Iterable[Unit]) -> Iterator[Out
     done: queue.SimpleQueue[Future] = queue.SimpleQueue()
     scheduler: Any = client.scheduler
 
-    def hand_out() -> None:
+    def hand_out() -> bool:
         """One unit per thread of the workers that are there: one that waits at a worker would die with it, too."""
-        threads = sum(client.sync(scheduler.ncores_running).values()) if waiting else 0
+        threads = sum(client.sync(scheduler.ncores_running).values())
         while waiting and len(handed) < threads:
             unit = waiting.popleft()
             future = client.submit(work, task, unit, key=f"unit-{unit.number}-{attempt}", retries=RETRIES)
             handed[future.key] = unit
             future.add_done_callback(done.put)
+        return threads > 0
 
+    alive = time.monotonic()
     try:
         while waiting or handed:
             try:
                 future = done.get(timeout=LOOK)
             except queue.Empty:
-                hand_out()
+                if hand_out() or client.cluster is None:  # those of a cluster may come when they like
+                    alive = time.monotonic()
+                elif time.monotonic() - alive > START:
+                    raise InputError(f"no worker has started for {START} s: is there memory for --workers?") from None
                 continue
             unit = handed.pop(future.key)
             outcome = _outcome(task, unit, future)

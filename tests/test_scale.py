@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +148,19 @@ def test_workers_of_another_version_are_refused_by_name(client: Any, runs: Calla
             ).result()
     finally:
         client.run(pretend, None, workers=[one])
+
+
+def test_local_workers_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "START", 0.1)
+    nobody: Any = SimpleNamespace(
+        cluster=object(),
+        scheduler=SimpleNamespace(ncores_running=dict),
+        sync=lambda ask: ask(),
+        cancel=lambda futures, force: None,
+    )
+    task = Task(write_numbers, None, Path(), "", Path(), software(), 60)
+    with pytest.raises(InputError, match=r"no worker has started for 0.1 s: is there memory for --workers\?"):
+        list(run_units(nobody, task, divide([Input("a.root", "hits", 4)], 0, None, 4)))
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "host-that-is-none.invalid:8786"])

@@ -62,8 +62,7 @@ def run(args: jsonargparse.Namespace) -> dict[str, Any]:
     print(f"values {'equal to the last bit' if equal else 'DIFFER'}")
     for workers in args.workers[1:]:
         ratios = [
-            one.seconds / many.seconds
-            for one, many in zip(of(runs, args.workers[0]), of(runs, workers), strict=True)
+            one.seconds / many.seconds for one, many in zip(of(runs, args.workers[0]), of(runs, workers), strict=True)
         ]
         result[f"ratio_{workers}"] = statistics.median(ratios)
         print(
