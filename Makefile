@@ -13,7 +13,7 @@ CUDA_TORCH := 2.14.1
 CUDA_READY := $(CUDA_VENV)/.torch-$(CUDA_TORCH)
 CUDA_PYTHON := $(CUDA_VENV)/bin/python
 
-.PHONY: help setup demo test docs lint cuda-check cuda clean
+.PHONY: help setup demo test docs lint plotly cuda-check cuda clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +36,12 @@ lint: $(READY) ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy sparsereco
+
+plotly: ## Build the part of plotly.js that displays draw with anew, by npm; it ships in sparsereco/display/
+	@mkdir -p build/plotly
+	cp tools/plotly/* build/plotly
+	cd build/plotly && npm install --no-audit --no-fund && node build.cjs
+	cp build/plotly/plotly.min.js build/plotly/plotly.licences.txt sparsereco/display
 
 cuda-check: $(READY) ## Compile the CUDA kernels with nvcc alone, and check registers and shared memory; no GPU needed
 	$(PYTHON) -m pytest -q -rPs tests/test_cuda_kernels.py

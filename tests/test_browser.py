@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from display_samples import camera_files, infill_files
 from synthetic import DETECTOR, hit_events, reco_events, truth_events
-from tool_loader import load_tool
+from tool_loader import TOOLS, load_tool
 
 from sparsereco import cli
 from sparsereco.display.page import to_page
@@ -179,10 +182,20 @@ def test_an_event_of_5000_hits(open_page: Open, tmp_path: Path) -> None:
     hits = ak.Array({"run": [1], "subrun": [0], "event": [0], **columns, "hit_pe": [rng.gamma(2, 20, 5000)]})[0]
     path = tmp_path / "large.html"
     path.write_text(to_page("large", [vertex_event(hits, None, None, DETECTOR, "")]))
-    assert path.stat().st_size < 6e6
+    assert path.stat().st_size < 2.5e6
     page = ready(open_page(path))
     assert counts(page)["hits"] == "5,000"
     assert drawn(page, "hits")[0]["n"] == 40_000
+
+
+@pytest.mark.usefixtures("browser")  # there is one
+def test_how_fast_a_page_opens(tmp_path: Path) -> None:
+    command = [sys.executable, TOOLS / "benchmark.py", "display", "--hits", "200", "--rounds", "1", "--json", "s.json"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["webgl"] in said
+    assert 1.7 < found["size_mb"] < 2
+    assert 0 < found["thread_seconds"] <= found["seconds"]
 
 
 def test_the_infill_before_and_after(run: Callable[..., None], open_page: Open, tmp_path: Path) -> None:

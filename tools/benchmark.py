@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`) and operators (`kernels`)."""
+"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`), operators (`kernels`), pages.
+
+`tools/benchmark.py NAME --help` says more.
+"""
 
 from __future__ import annotations
 
@@ -102,6 +105,15 @@ examples:
   tools/benchmark.py faults --files 80 --kills 0 --worker-kills 0
 """
 
+DISPLAY = """\
+The page of one event with hits all over the detector, in Chromium without a window: size of the file, and time from
+navigation to the first drawn plot, median of several rounds, each with nothing cached. Says what draws WebGL; the
+processor time in the page's main thread is what other processes on the machine do not lengthen.
+
+example:
+  tools/benchmark.py display --hits 5000
+"""
+
 
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
@@ -149,6 +161,9 @@ def parsers() -> jsonargparse.ArgumentParser:
     scale.add_argument("--rounds", type=int, default=1, help="rounds in which the numbers of workers take turns")
     scale.add_argument("--unit-size", type=int, default=2048, help="events of a unit")
     scale.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
+    display = cli.new_parser(DISPLAY)
+    display.add_argument("--hits", type=int, default=5000, help="hits of the event")
+    display.add_argument("--rounds", type=int, default=7, help="how often the page is opened")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -161,6 +176,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
         ("scale", scale, "the vertex chain on ever more workers"),
         ("faults", faults, "spoilt files, kills, full disks"),
+        ("display", display, "a page with an event in a browser"),
     ):
         one.add_argument("--json", type=str | None, metavar="OUT", help="write the numbers to this file, too")
         cli.add_verbosity(one)
@@ -186,6 +202,7 @@ def run(argv: list[str]) -> None:
         "unit_size",
         "threads",
         "rounds",
+        "hits",
     ):
         values = chosen.get(name, [])
         if any(value < 1 for value in (values if isinstance(values, list) else [values])):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from sparsereco.commands import convert_csv, convert_edepsim, convert_larcv
 from sparsereco.commands.common import dispatch
 
-FORMATS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND, "larcv": convert_larcv.COMMAND}
+COMMANDS = {"csv": convert_csv.COMMAND, "edepsim": convert_edepsim.COMMAND, "larcv": convert_larcv.COMMAND}
 
 
 def run(argv: list[str]) -> None:
     """Parses the command line and converts."""
-    dispatch(__doc__, "format", FORMATS, argv)
+    dispatch(__doc__, "format", COMMANDS, argv)

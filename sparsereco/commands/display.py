@@ -5,9 +5,9 @@ from __future__ import annotations
 from sparsereco.commands import display_camera, display_infill, display_vertex
 from sparsereco.commands.common import dispatch
 
-SYSTEMS = {"vertex": display_vertex.COMMAND, "camera": display_camera.COMMAND, "infill": display_infill.COMMAND}
+COMMANDS = {"vertex": display_vertex.COMMAND, "camera": display_camera.COMMAND, "infill": display_infill.COMMAND}
 
 
 def run(argv: list[str]) -> None:
     """Parses the command line and draws."""
-    dispatch(__doc__, "system", SYSTEMS, argv)
+    dispatch(__doc__, "system", COMMANDS, argv)

@@ -12,7 +12,7 @@ from sparsereco.commands import (
 )
 from sparsereco.commands.common import dispatch
 
-SYSTEMS = {
+COMMANDS = {
     "vertex": evaluate_vertex.COMMAND,
     "generator": evaluate_generator.COMMAND,
     "infill": evaluate_infill.COMMAND,
@@ -24,4 +24,4 @@ SYSTEMS = {
 
 def run(argv: list[str]) -> None:
     """Parses the command line and evaluates."""
-    dispatch(__doc__, "system", SYSTEMS, argv)
+    dispatch(__doc__, "system", COMMANDS, argv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsereco.commands import reco_camera, reco_infill, reco_vertex
 from sparsereco.commands.common import dispatch
 
-SYSTEMS = {
+COMMANDS = {
     "vertex": reco_vertex.COMMAND,
     "infill": reco_infill.COMMAND,
     "camera": reco_camera.COMMAND,
@@ -14,4 +14,4 @@ SYSTEMS = {
 
 def run(argv: list[str]) -> None:
     """Parses the command line and does what it asks for."""
-    dispatch(__doc__, "system", SYSTEMS, argv)
+    dispatch(__doc__, "system", COMMANDS, argv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsereco.commands import simulate_camera, simulate_infill, simulate_vertex
 from sparsereco.commands.common import dispatch
 
-KINDS = {
+COMMANDS = {
     "vertex": simulate_vertex.COMMAND,
     "bank": simulate_vertex.BANK,
     "infill": simulate_infill.COMMAND,
@@ -16,4 +16,4 @@ KINDS = {
 
 def run(argv: list[str]) -> None:
     """Parses the command line and simulates."""
-    dispatch(__doc__, "kind", KINDS, argv)
+    dispatch(__doc__, "kind", COMMANDS, argv)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sparsereco.commands import train_camera, train_infill, train_response, train_vertex
 from sparsereco.commands.common import dispatch
 
-STAGES = {
+COMMANDS = {
     "finder": train_vertex.FINDER,
     "decomposer": train_vertex.DECOMPOSER,
     "generator": train_vertex.GENERATOR,
@@ -22,4 +22,4 @@ STAGES = {
 
 def run(argv: list[str]) -> None:
     """Parses the command line and trains."""
-    dispatch(__doc__, "stage", STAGES, argv)
+    dispatch(__doc__, "stage", COMMANDS, argv)
