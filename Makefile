@@ -32,10 +32,12 @@ test: $(READY) ## Run the test suite
 docs: $(READY) ## Build the pages of docs/ into build/docs; a warning is an error
 	$(PYTHON) -m sphinx -q -W --keep-going docs build/docs
 
-lint: $(READY) ## Check style (ruff) and types (mypy)
+lint: $(READY) ## Check style (ruff, clang-format, rumdl), types (mypy) and spelling; nothing is changed
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy sparsereco
+	$(VENV)/bin/codespell
+	$(VENV)/bin/rumdl check --no-cache .
 
 plotly: ## Build the part of plotly.js that displays draw with anew, by npm; it ships in sparsereco/display/
 	@mkdir -p build/plotly

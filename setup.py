@@ -1,4 +1,4 @@
-"""Builds the one extension, ``sparsereco._C``; everything else is in pyproject.toml.
+"""Builds the one extension, ``sparsereco._C``, and packs ``configs/`` into wheels; all else is in pyproject.toml.
 
 The CUDA kernels are built in where a CUDA build of torch meets a CUDA toolkit, or on demand with ``SPARSERECO_CUDA=1``
 (or torch's own ``FORCE_CUDA=1``); ``SPARSERECO_CUDA=0`` leaves them out.
@@ -7,10 +7,12 @@ The CUDA kernels are built in where a CUDA build of torch meets a CUDA toolkit, 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from setuptools import setup
+from setuptools.command.build_py import build_py
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 PYTHON_ABI = "cp310"  # one shared object serves this Python and every later one
@@ -42,8 +44,19 @@ def extension() -> CppExtension | CUDAExtension:
     )
 
 
+class BuildPy(build_py):
+    """Copies ``configs/`` into the package, where `sparsereco.commands.common.CONFIGS` finds it without a checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "sparsereco" / "configs"
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree(Path(__file__).parent / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
     ext_modules=[extension()],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPy},
     options={"bdist_wheel": {"py_limited_api": PYTHON_ABI}},
 )

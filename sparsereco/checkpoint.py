@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,16 +36,17 @@ def save(path: str | Path, model: nn.Module, **info: Any) -> None:
     """
     from sparsereco import __version__
 
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {
         "class": type(model).__name__,
         "config": dataclasses.asdict(model.settings),  # type: ignore[call-overload]
         "version": __version__,
+        "digest": digest(state),
         **info,
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, part, metadata={"sparsereco": json.dumps(metadata)})
     part.chmod(0o644)  # safetensors writes files that only their owner can read
     part.replace(path)
@@ -77,7 +79,8 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
     """Builds the model that a checkpoint describes and fills it, in eval mode.
 
     Raises:
-        CheckpointError: not a checkpoint, another class, an unknown or missing setting, or weights that do not match.
+        CheckpointError: not a checkpoint, another class, an unknown or missing setting, or weights that do not match
+            the model or are not those that were saved.
     """
     info = metadata(path)
     if info["class"] != model_class.__name__:
@@ -88,11 +91,25 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
         raise CheckpointError(f"checkpoint {path} has other settings than {settings_class.__name__}: {', '.join(odd)}")
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in info["config"].items()}
     model = model_class(settings_class(**settings))
+    state = load_file(path)
     try:
-        model.load_state_dict(load_file(path), strict=True)
+        model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {path} does not fit {model_class.__name__}: {error}") from error
+    found = digest(state)
+    expected = info.get("digest", found)  # the first checkpoints were saved without
+    if found != expected:
+        raise CheckpointError(f"checkpoint {path} is damaged: its weights have the digest {found}, expected {expected}")
     return model.eval()
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights: names, types, shapes and values, whatever file they are in."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def sha256(path: str | Path) -> str:

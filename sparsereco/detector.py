@@ -56,7 +56,7 @@ class Detector:
     response: Response = field(default_factory=Response)
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
+        if len(self.shape) != 3 or min(self.shape) < 1:  # type: ignore[redundant-expr]  # settings may be anything
             raise ValueError(f"detector.shape must be three positive numbers of voxels, got {self.shape}")
         if not self.pitch > 0:
             raise ValueError(f"detector.pitch must be positive [mm], got {self.pitch}")

@@ -13,7 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsereco import __version__
-from sparsereco.checkpoint import CheckpointError, load, load_training, metadata, save, save_training, sha256
+from sparsereco.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    digest,
+    load,
+    load_training,
+    metadata,
+    save,
+    save_training,
+    sha256,
+)
 from sparsereco.errors import InputError
 
 
@@ -62,6 +72,7 @@ def test_round_trip(saved: Path) -> None:
         "class": "Net",
         "config": {"sizes": [2, 5], "bias": False},
         "version": __version__,
+        "digest": digest(model.state_dict()),
         "training": {"steps": 8},
     }
     assert [file.name for file in saved.parent.iterdir()] == ["net.safetensors"]
@@ -71,6 +82,36 @@ def test_the_hash_is_that_of_the_file(saved: Path) -> None:
     """The one that `sha256sum` prints."""
     saved.write_bytes(b"abc")
     assert sha256(saved) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_flipped_bit(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[-1] ^= 1  # in the last weight
+    saved.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"net\.safetensors is damaged: its weights have the digest \w+, expected"
+    ):
+        load(saved, Net, Settings)
+
+
+def test_a_digest_tells_weights_apart() -> None:
+    one = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    others = [
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0).int().view(torch.float32), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0), "c": torch.tensor(3)},
+        {"a": torch.arange(6.0), "b": torch.tensor(3, dtype=torch.int32)},
+    ]
+    assert len({digest(state) for state in [one, *others]}) == 5
+    assert digest(dict(reversed(one.items()))) == digest(one)
+
+
+@pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_shipped_weights_are_whole(path: Path) -> None:
+    info = metadata(path)
+    if "digest" not in info:
+        pytest.skip("saved before checkpoints had a digest")
+    assert digest(load_file(path)) == info["digest"]
 
 
 def test_another_class(saved: Path) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from sparsereco.parts import Tally
     from sparsereco.schema import BranchNames, ChargeBranchNames, Schema
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""The shipped settings, in the checkout."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
+"""The shipped settings: in the package where that comes from a wheel, else beside it in the checkout."""
 
 
 @dataclass(frozen=True)

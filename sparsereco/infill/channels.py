@@ -106,7 +106,7 @@ def _read_list(file: str) -> list[tuple[int, int, int, int]]:
     """io_group, io_channel, chip, channel of each entry; io_group -1: of every chip."""
     try:
         if Path(file).suffix == ".npz":
-            with np.load(file) as arrays:
+            with np.load(file, allow_pickle=False) as arrays:
                 keys = arrays["keys"].astype(np.int64)
             parts = [keys >> 22, keys >> 14 & 255, keys >> 6 & 255, keys & 63]
             return [(int(a), int(b), int(c), int(d)) for a, b, c, d in zip(*parts, strict=True)]

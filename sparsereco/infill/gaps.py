@@ -59,14 +59,16 @@ class LArDetector:
     response: ChargeResponse = field(default_factory=ChargeResponse)
 
     def __post_init__(self) -> None:
-        if len(self.size) != 3 or not min(self.size) > 0:
+        # Settings may be anything, whatever their types say.
+        if len(self.size) != 3 or not min(self.size) > 0:  # type: ignore[redundant-expr]
             raise ValueError(f"detector.size must be three positive lengths [mm], got {self.size}")
         if not self.centres or any(len(centre) != 3 for centre in self.centres):
             raise ValueError(f"detector.centres must be one or more points x, y, z [mm], got {self.centres}")
         if not self.pitch > 0:
             raise ValueError(f"detector.pitch must be positive [mm], got {self.pitch}")
         for box in self.dead:
-            if len(box) != 6 or any(low >= high for low, high in zip(box[:3], box[3:], strict=True)):
+            sides = zip(box[:3], box[3:], strict=True)
+            if len(box) != 6 or any(low >= high for low, high in sides):  # type: ignore[redundant-expr]
                 raise ValueError(f"detector.dead: expected x, y, z of a lower and of an upper corner [mm], got {box}")
         if any(size < self.pitch for size in self.size):
             raise ValueError(f"detector.size {self.size} is smaller than a voxel of {self.pitch} mm")
