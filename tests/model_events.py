@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.detector import Response
-from sparsereco.vertex.config import RefineSettings
+from sparsereco.vertex.config import RefinementSettings
 from sparsereco.vertex.crop import HALF, Crops, Tracks
 from sparsereco.vertex.expected import SIDE, ExpectedLight
 from sparsereco.vertex.generator import Generator, GeneratorConfig
@@ -21,7 +21,7 @@ PITCH = 10.0
 
 def refiner(starts: int = 4, steps: int = 8, response: Response | None = None) -> Refiner:
     return Refiner(
-        Generator(GeneratorConfig()), response or Response(), PITCH, RefineSettings(True, starts=starts, steps=steps)
+        Generator(GeneratorConfig()), response or Response(), PITCH, RefinementSettings(starts=starts, steps=steps)
     )
 
 

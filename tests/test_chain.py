@@ -18,7 +18,7 @@ from sparsereco import checkpoint
 from sparsereco.checkpoint import CheckpointError
 from sparsereco.schema import RECO
 from sparsereco.vertex.chain import MIN_SHARE, VertexChain
-from sparsereco.vertex.config import DecomposerSettings, FinderSettings, RefineSettings, TrackSettings, VertexConfig
+from sparsereco.vertex.config import DecomposerSettings, FinderSettings, RefinementSettings, TrackSettings, VertexConfig
 from sparsereco.vertex.crop import HALF, MAX_VOXELS
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.finder import Finder, FinderConfig, decode
@@ -326,7 +326,7 @@ def test_the_provenance_names_the_weights(random_config: VertexConfig) -> None:
 
 @pytest.fixture(scope="module")
 def refined(chain: VertexChain, events: ak.Array) -> ak.Array:
-    fitting = VertexChain(replace(chain.config, refine=RefineSettings(enabled=True, starts=2, steps=4)))
+    fitting = VertexChain(replace(chain.config, refine=True, refinement=RefinementSettings(starts=2, steps=4)))
     return fitting(events)
 
 
@@ -375,8 +375,8 @@ def test_images_of_fits_are_the_light_that_they_expect(refined: ak.Array, events
 
 
 def test_refined_events_do_not_depend_on_their_batch(chain: VertexChain, events: ak.Array, refined: ak.Array) -> None:
-    settings = RefineSettings(enabled=True, starts=2, steps=4)
-    small = VertexChain(replace(chain.config, refine=settings, batch_size=4))
+    settings = RefinementSettings(starts=2, steps=4)
+    small = VertexChain(replace(chain.config, refine=True, refinement=settings, batch_size=4))
     order = np.arange(len(events))[::-1]
     again = small(events[order])[order]
     for name, atol in (("vtx_x", 0.05), ("part_vtx", 0), ("trk_x", 1e-3)):
@@ -387,9 +387,9 @@ def test_refined_events_do_not_depend_on_their_batch(chain: VertexChain, events:
 
 
 def test_the_refinement_wants_a_generator(random_config: VertexConfig) -> None:
-    wrong = replace(random_config, refine=RefineSettings(enabled=True), generator_weights=random_config.finder_weights)
+    wrong = replace(random_config, refine=True, generator_weights=random_config.finder_weights)
     with pytest.raises(CheckpointError, match="expected a Generator"):
         VertexChain(wrong)
-    assert VertexChain(replace(wrong, refine=RefineSettings())).refiner is None
-    right = VertexChain(replace(random_config, refine=RefineSettings(enabled=True)))
+    assert VertexChain(replace(wrong, refine=False)).refiner is None
+    right = VertexChain(replace(random_config, refine=True))
     assert right.provenance()["weights"]["generator"]["file"] == "generator.safetensors"

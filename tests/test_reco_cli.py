@@ -128,8 +128,8 @@ def test_the_shipped_config_holds_every_key_with_its_default(reco: Reco, capsys:
     shipped = yaml.safe_load((ROOT / "configs" / "vertex.yaml").read_text())
     defaults = json.loads(json.dumps(asdict(VertexConfig()) | {"branches": asdict(BranchNames())}))
     assert shipped == defaults
-    assert reco("--print-config", "-c", ROOT / "configs" / "vertex.yaml", "--refine.enabled", "true") == cli.DONE
-    defaults["refine"]["enabled"] = True
+    assert reco("--print-config", "-c", ROOT / "configs" / "vertex.yaml", "--refine") == cli.DONE
+    defaults["refine"] = True
     assert yaml.safe_load(capsys.readouterr().out) == defaults
 
 

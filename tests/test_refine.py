@@ -11,7 +11,7 @@ from model_events import PITCH, VOXELS, Truth, crops_of, refiner
 from torch import Tensor
 
 from sparsereco.detector import Response
-from sparsereco.vertex.config import RefineSettings, VertexConfig
+from sparsereco.vertex.config import RefinementSettings, VertexConfig
 from sparsereco.vertex.crop import Tracks
 from sparsereco.vertex.expected import SIDE, ExpectedLight, leaked, measured_light
 from sparsereco.vertex.generator import Generator, GeneratorConfig
@@ -218,8 +218,8 @@ def test_hits_outside_the_crop_do_not_count() -> None:
 
 @pytest.mark.parametrize("name", ["starts", "steps"])
 def test_a_budget_below_one_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"refine\.{name} must be at least 1, got 0"):
-        VertexConfig(refine=RefineSettings(**{name: 0}))
+    with pytest.raises(ValueError, match=rf"refinement\.{name} must be at least 1, got 0"):
+        VertexConfig(refinement=RefinementSettings(**{name: 0}))
 
 
 def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:

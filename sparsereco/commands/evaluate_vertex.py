@@ -107,14 +107,14 @@ def _limit(
     from sparsereco.io import HITS, read
     from sparsereco.metrics import compare
     from sparsereco.vertex.chain import VertexChain
-    from sparsereco.vertex.config import RefineSettings, VertexConfig
+    from sparsereco.vertex.config import VertexConfig
     from sparsereco.vertex.oracle import limit_rows, oracle
 
     hits = read(f"{sources[0].file}:{HITS.tree}", HITS)[: args.oracle]
     truth, reco = truth[: len(hits)], reco[: len(hits)]
     check_same_events(hits, truth, f"tree 'hits' of {sources[0].file}", args.truth)
     detector, light_scale = detector_of(made), made.get("config", {}).get("light_scale")
-    chain = VertexChain(VertexConfig(detector=detector, light_scale=light_scale, refine=RefineSettings(enabled=True)))
+    chain = VertexChain(VertexConfig(detector=detector, light_scale=light_scale, refine=True))
     with cli.progress("limit", len(hits), "events", args.quiet) as advance:
         try:
             found = oracle(chain, hits, truth, advance)

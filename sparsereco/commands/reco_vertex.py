@@ -40,6 +40,7 @@ energies in MeV, signals in p.e.
 examples:
   tools/reco.py vertex run7.root -o reco7.root
   tools/reco.py vertex 'run*.root:hits' -o reco.root -c configs/vertex.yaml --finder.score_threshold 0.3
+  tools/reco.py vertex run7.root -o reco7.root --refine --refinement.starts 3
   tools/reco.py vertex other.root:tree --branches.hit_pe charge --check
   tools/reco.py vertex 'run*.root' -o reco.root --workers 8
 
@@ -53,7 +54,13 @@ def parser() -> jsonargparse.ArgumentParser:
 
     parser = common.reco_parser(TEXT, "events", "3 MB")
     scaled.add_options(parser, "events", UNIT_SIZE)
-    parser.add_class_arguments(VertexConfig, nested_key=None)
+    parser.add_class_arguments(VertexConfig, nested_key=None, skip={"refine"})
+    parser.add_argument(
+        "--refine",
+        action=jsonargparse.ActionYesNo(no_prefix="no-"),
+        default=VertexConfig.refine,
+        help="fit vertex and hadrons to the light of the crop: several times slower",
+    )
     parser.add_class_arguments(BranchNames, "branches")
     return parser
 

@@ -98,12 +98,12 @@ class VertexChain:
         """Fits what the decomposer found to the light, if that is wanted."""
         self.dropped_starts = 0
         """Fits so far that were left out because their loss or its derivatives were not finite."""
-        if self.config.refine.enabled:
+        if self.config.refine:
             path = Path(self.config.generator_weights or checkpoint.WEIGHTS / "generator.safetensors")
             generator = checkpoint.load(path, Generator, GeneratorConfig)
             self._paths["generator"] = path
             detector = self.config.detector
-            self.refiner = Refiner(generator, detector.response, detector.pitch, self.config.refine, device)
+            self.refiner = Refiner(generator, detector.response, detector.pitch, self.config.refinement, device)
 
     def __call__(self, events: ak.Array) -> ak.Array:
         """Reconstructs events; each is treated on its own, whatever else is in the array.

@@ -64,11 +64,9 @@ class DecomposerSettings:
 
 
 @dataclass(frozen=True)
-class RefineSettings:
-    """How vertex and hadrons are fitted to the light of the crop."""
+class RefinementSettings:
+    """How vertex and hadrons are fitted to the light of the crop, where they are."""
 
-    enabled: bool = False
-    """Whether they are. It fills `vtx_deviance` and `vtx_ndf`, and takes several times as long as all the rest."""
     starts: int = 8
     """Fits per vertex, from draws of the decomposer's densities; time is proportional to it."""
     steps: int = 20
@@ -77,7 +75,7 @@ class RefineSettings:
     def __post_init__(self) -> None:
         for name in ("starts", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"refine.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"refinement.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,11 @@ class VertexConfig:
     """How the tracks that leave the crop are found."""
     decomposer: DecomposerSettings = field(default_factory=DecomposerSettings)
     """How the crop is taken apart into hadrons."""
-    refine: RefineSettings = field(default_factory=RefineSettings)
-    """How vertex and hadrons are fitted to the light of the crop."""
+    refine: bool = False
+    """Whether vertex and hadrons are fitted to the light of the crop. It fills `vtx_deviance` and `vtx_ndf`, and takes
+    several times as long as all the rest."""
+    refinement: RefinementSettings = field(default_factory=RefinementSettings)
+    """How they are, where they are."""
     batch_size: int = 256
     """Events per forward pass; changes speed and memory, not results."""
     light_scale: float | None = None

@@ -35,7 +35,7 @@ def oracle(
     """Limits of the events whose best vertex has the true one in its crop, and that have hadrons of known species.
 
     Args:
-        chain: with the detector's response, and with the refinement enabled.
+        chain: with the detector's response, and with ``refine`` true.
         hits, truth: the same events.
         done: told how many events more are done.
 
@@ -43,7 +43,7 @@ def oracle(
         ValueError: the chain does not refine, or there is no such event.
     """
     if chain.refiner is None:
-        raise ValueError("expected a chain that refines, got one with refine.enabled false")
+        raise ValueError("expected a chain that refines, got one with refine false")
     with torch.no_grad():
         prepared = chain.prepare(hits)
         crops, light = plain(prepared.crops), prepared.light().clone()

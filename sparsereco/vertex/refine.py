@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from sparsereco import ops
 from sparsereco.detector import Response
-from sparsereco.vertex.config import RefineSettings
+from sparsereco.vertex.config import RefinementSettings
 from sparsereco.vertex.crop import HALF, Crops
 from sparsereco.vertex.expected import (
     SHAPE,
@@ -93,7 +93,7 @@ class Refiner:
         generator: Generator,
         response: Response,
         pitch: float,
-        settings: RefineSettings,
+        settings: RefinementSettings,
         device: str = "cpu",
     ) -> None:
         self.settings, self.response = settings, response
