@@ -36,6 +36,7 @@ lint: $(READY) ## Check style (ruff, clang-format, rumdl), types (mypy) and spel
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy sparsereco
+	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 	$(VENV)/bin/codespell
 	$(VENV)/bin/rumdl check --no-cache .
 

@@ -1,5 +1,5 @@
-// The schemas of torch.ops.sparsereco.*; each device registers its kernels beside them (cpu/, cuda/), the fake kernels stand
-// in sparsereco/ops.py and sparsereco/convolution.py.
+// The schemas of torch.ops.sparsereco.*; each device registers its kernels beside them (cpu/, cuda/), the fake kernels
+// stand in sparsereco/ops.py and sparsereco/convolution.py.
 
 #include <Python.h>
 #include <torch/library.h>
@@ -38,8 +38,9 @@ TORCH_LIBRARY(sparsereco, library) {
       "Tensor charge, Tensor offsets, int[3] shape, float softness) -> (Tensor, Tensor)");
 }
 
-// `import sparsereco._C` loads this shared object, whose static initialisers register the operators. The module is empty.
+// `import sparsereco._C` loads this shared object, whose static initialisers register the operators. It is empty.
 extern "C" PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -139,8 +139,8 @@ SPARSERECO_HD Pull<scalar_t> pull(const Eight<scalar_t>& g, const Upper<scalar_t
   const Pair<scalar_t> all{low.between(y.above), high.between(y.above)};
   const Pair<scalar_t> all_y{low.high - low.low, high.high - high.low};
   const Pair<scalar_t> all_z{low_z.between(y.above), high_z.between(y.above)};
-  return {all.between(x.above), charge * x.slope * (all.high - all.low),
-          charge * y.slope * all_y.between(x.above), charge * z.slope * all_z.between(x.above)};
+  return {all.between(x.above), charge * x.slope * (all.high - all.low), charge * y.slope * all_y.between(x.above),
+          charge * z.slope * all_z.between(x.above)};
 }
 
 }  // namespace sparsereco

@@ -52,9 +52,9 @@ Tensors5 image_match(const at::Tensor& position, const at::Tensor& charge, const
         out.grad_charge = grad_charge.mutable_data_ptr<scalar_t>();
         out.grad_background = grad_background.mutable_data_ptr<scalar_t>();
       }
-      const int64_t fault = Device::match(
-          deposits_of<scalar_t>(given), match.background.const_data_ptr<scalar_t>(),
-          match.index.const_data_ptr<int64_t>(), measured_of<scalar_t>(match), crop, softness, likelihood, out);
+      const int64_t fault = Device::match(deposits_of<scalar_t>(given), match.background.const_data_ptr<scalar_t>(),
+                                          match.index.const_data_ptr<int64_t>(), measured_of<scalar_t>(match), crop,
+                                          softness, likelihood, out);
       raise_fault(fault, given, &match);
     });
   }
@@ -98,9 +98,9 @@ Tensors2 soft_voxelize_backward(const at::Tensor& grad_image, const at::Tensor& 
   const at::Tensor grad_position = at::empty_like(given.position), grad_charge = at::empty_like(given.charge);
   if (grad.size(0) > 0) {
     AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_backward", [&] {
-      const int64_t fault = Device::pull(deposits_of<scalar_t>(given), crop, softness, grad.const_data_ptr<scalar_t>(),
-                                         grad_position.mutable_data_ptr<scalar_t>(),
-                                         grad_charge.mutable_data_ptr<scalar_t>());
+      const int64_t fault =
+          Device::pull(deposits_of<scalar_t>(given), crop, softness, grad.const_data_ptr<scalar_t>(),
+                       grad_position.mutable_data_ptr<scalar_t>(), grad_charge.mutable_data_ptr<scalar_t>());
       raise_fault(fault, given);
     });
   }
@@ -152,9 +152,9 @@ Tensors2 soft_voxelize_sparse_backward(const at::Tensor& grad_light, const at::T
   const at::Tensor grad_position = at::empty_like(given.position), grad_charge = at::empty_like(given.charge);
   if (position.size(0) > 0) {
     AT_DISPATCH_FLOATING_TYPES(position.scalar_type(), "soft_voxelize_sparse_backward", [&] {
-      const int64_t fault = Device::pull_sparse(deposits_of<scalar_t>(given), grid, softness, places, rows, grad,
-                                                grad_position.mutable_data_ptr<scalar_t>(),
-                                                grad_charge.mutable_data_ptr<scalar_t>());
+      const int64_t fault =
+          Device::pull_sparse(deposits_of<scalar_t>(given), grid, softness, places, rows, grad,
+                              grad_position.mutable_data_ptr<scalar_t>(), grad_charge.mutable_data_ptr<scalar_t>());
       raise_fault(fault, given);
     });
   }

@@ -1,8 +1,8 @@
 // Kernel maps of sparse convolutions: which input voxel meets which output voxel under which offset of the kernel.
 //
-// Voxels come sorted by event and coordinate, so that every map is a merge of ascending streams: there is no hash table,
-// memory is read from front to end, and the cost depends on the number of voxels alone, not on the volume of the grid.
-// The pairs of one offset form a list that ascends strictly in its input rows and in its output rows.
+// Voxels come sorted by event and coordinate, so that every map is a merge of ascending streams: there is no hash
+// table, memory is read from front to end, and the cost depends on the number of voxels alone, not on the volume of the
+// grid. The pairs of one offset form a list that ascends strictly in its input rows and in its output rows.
 
 #pragma once
 
@@ -48,7 +48,7 @@ inline int64_t key_of(const int32_t* voxel, int64_t event, const Layout& layout)
   return key;
 }
 
-// Writes the keys of all voxels; returns the first row that lies outside the grid or not after its predecessor, else -1.
+// Writes the keys of all voxels; returns the first row that is outside the grid or not after its predecessor, else -1.
 inline int64_t voxel_keys(const int32_t* coords, const int64_t* offsets, int64_t events, const Layout& layout,
                           int64_t* keys) {
   const int64_t* size = layout.size + 3 - layout.dims;
@@ -98,8 +98,8 @@ PairBuffer submanifold_pairs(const int64_t* keys, int64_t n, const int64_t* step
   for (int line = 0; line < kLines; ++line)
     cursor[line] = std::lower_bound(keys, keys + n, keys[begin] + step[line] - 1) - keys;
 
-  // What will be found, no processor can foresee: so there is no branch on it. A pair is always written, and stays if it is
-  // counted.
+  // What will be found, no processor can foresee: so there is no branch on it. A pair is always written, and stays if
+  // it is counted.
   const auto emit = [&](int list, int64_t from, int64_t to, bool is_pair) {
     in[list][count[list]] = static_cast<int32_t>(from);
     out[list][count[list]] = static_cast<int32_t>(to);
@@ -141,8 +141,8 @@ struct Coarse {
   std::vector<int64_t> offsets;  // event e owns parents offsets[e] to offsets[e + 1]
 };
 
-// `coarse` is the layout of the parents' grid. Voxels whose parent lies outside it (in the last row of an odd grid) have
-// none. The children of one offset ascend in their parents' keys, too: the parents are the merge of these streams.
+// `coarse` is the layout of the parents' grid. Voxels whose parent lies outside it (in the last row of an odd grid)
+// have none. The children of one offset ascend in their parents' keys, too: the parents are the merge of these streams.
 inline Coarse coarsen(const int32_t* coords, const int64_t* offsets, int64_t events, const Layout& coarse) {
   const int dims = coarse.dims, children = 1 << dims;
   const int64_t* size = coarse.size + 3 - dims;
@@ -167,8 +167,8 @@ inline Coarse coarsen(const int32_t* coords, const int64_t* offsets, int64_t eve
       result.in[child].push_back(static_cast<int32_t>(row));
     }
 
-  // As above, without branches on what is found: each stream writes its parent and keeps it if it is its own. For that, a
-  // last element follows each stream.
+  // As above, without branches on what is found: each stream writes its parent and keeps it if it is its own. For that,
+  // a last element follows each stream.
   int64_t at[8] = {};
   for (int child = 0; child < children; ++child) {
     keys[child].push_back(kNoKey);

@@ -1,8 +1,8 @@
 // Exact path lengths of straight segments through a grid of unit voxels: the mathematics, once, for host and device.
 //
 // The plane crossings of a segment are walked in order, one axis step at a time (Siddon 1985; Amanatides and Woo 1987).
-// Each crossing parameter is computed anew from its integer plane, so that nothing drifts along a long segment, and with
-// the same expression as the clipping (Liang and Barsky 1984), so that the walk cannot leave the grid before its end.
+// Each crossing parameter is computed anew from its integer plane, so that nothing drifts along a long segment, and
+// with the same expression as the clipping (Liang and Barsky 1984), so that the walk cannot leave the grid early.
 
 #pragma once
 
@@ -17,8 +17,8 @@ struct Grid {
   int64_t size[3];  // number of voxels per axis; the grid spans [0, size), its upper faces excluded
 };
 
-// Calls visit(voxel, length) for every voxel inside the grid that holds a part of the segment of positive length, in order
-// from start to end. A segment inside a face between two voxels belongs to the upper one. Float input is exact in double.
+// Calls visit(voxel, length) for every voxel inside the grid that holds a part of positive length of the segment, from
+// start to end. A segment inside a face between two voxels belongs to the upper one. Float input is exact in double.
 template <typename scalar_t, typename Visit>
 SPARSERECO_HD void walk(const scalar_t* start, const scalar_t* end, const Grid& grid, Visit& visit) {
   double origin[3], delta[3];

@@ -8,7 +8,7 @@
 
 namespace sparsereco {
 
-constexpr int64_t kMaxSide = 1 << 24;     // of an image in voxels: float32 still tells one from the next
+constexpr int64_t kMaxSide = 1 << 24;      // of an image in voxels: float32 still tells one from the next
 constexpr int64_t kMaxVoxels = 1LL << 62;  // of all images together: each has a number
 
 // Where a deposit lies, and its eight voxels in the order of Eight, as their numbers in an image; -1 stands for a voxel

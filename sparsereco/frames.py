@@ -186,13 +186,15 @@ def _opened(path: str, kind: str) -> Iterator[tuple[list[str], Callable[[str], A
     try:
         if kind == "ROOT":
             root = uproot.open({path: None}, array_cache=None, object_cache=None)
-            names = [key for key, kind in root.classnames(cycle=False).items() if kind.startswith("TH2")]
+            there = root.classnames(cycle=False)
+            names = [key for key, kind in there.items() if kind.startswith("TH2")]
             close, read = root.close, lambda name: root[name].values().T
         else:
             import h5py
 
             file = h5py.File(path, "r")
-            names = [name for name in file if isinstance(file[name], h5py.Dataset)]
+            there = file.keys()
+            names = [name for name in there if isinstance(file[name], h5py.Dataset)]
             close, read = file.close, lambda name: file[name][()]
     except Exception as error:  # as in `_frames`
         raise InputError(f"{path} cannot be read as {kind} file: {error}", file=path) from error
@@ -200,9 +202,9 @@ def _opened(path: str, kind: str) -> Iterator[tuple[list[str], Callable[[str], A
         named = sorted((name for name in names if NAME.search(name)), key=_number)
         if not named and kind == "HDF5" and "Image" in names:
             named = ["Image"]
-        if not named and names:
+        if not named and len(there):
             raise InputError(
-                f"{path} holds no frames: expected names like pic_run1_ev0, it has {', '.join(sorted(names)[:5])}",
+                f"{path} holds no frames: expected names like pic_run1_ev0, it has {', '.join(sorted(there)[:5])}",
                 file=path,
             )
         yield named, read

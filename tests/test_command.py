@@ -48,6 +48,13 @@ def test_help_lists_the_verbs_without_heavy_libraries() -> None:
     assert all(name in done.stdout for name in main.VERBS)
 
 
+def test_every_benchmark_can_be_started() -> None:
+    names = sorted(path.stem for path in (TOOLS / "benchmarks").glob("*.py"))
+    code = f"import importlib\nfor name in {names}: assert importlib.import_module(f'benchmarks.{{name}}')"
+    assert len(names) > 10
+    subprocess.run([sys.executable, "-c", code], cwd=TOOLS, check=True, timeout=120)
+
+
 def test_it_is_installed_with_the_package() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '[project.scripts]\nsparsereco = "sparsereco.commands.main:main"\n' in project

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from sparsereco.camera.pedestal import (
     Pedestal,
@@ -114,6 +115,8 @@ def test_files_without_frames(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError, match="expected a ROOT, HDF5 or MIDAS file"):
         survey_frames([str(text)])
+    with pytest.raises(InputError, match="expected names like pic_run1_ev0, it has hits, provenance, truth"):
+        survey_frames([str(ROOT / "tests" / "data" / "demo.root")])
     with pytest.raises(InputError, match="expected names like pic_run1_ev0, it has map"):
         survey_frames([str(tmp_path / "other.root")])
     assert list(iterate_frames([str(tmp_path / "empty.root")])) == []

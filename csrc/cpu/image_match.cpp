@@ -55,8 +55,8 @@ struct Cpu {
   }
 
   template <typename scalar_t>
-  static int64_t pull(const Deposits<scalar_t>& deposits, const Crop& crop, double softness,
-                      const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge) {
+  static int64_t pull(const Deposits<scalar_t>& deposits, const Crop& crop, double softness, const scalar_t* grad_image,
+                      scalar_t* grad_position, scalar_t* grad_charge) {
     return for_images(deposits.images, [&](int64_t begin, int64_t end) {
       return pull_images(deposits, crop, softness, grad_image, grad_position, grad_charge, begin, end);
     });

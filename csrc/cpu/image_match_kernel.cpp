@@ -102,8 +102,8 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
                                          crop, likelihood, scratch.inside.data(), slope);
     match.loss[i] = static_cast<scalar_t>(sum.value);
     match.dropped[i] = census.dropped;
-    fault = lower_fault(lower_fault(fault, background_fault<loss>(background[i], i)),
-                        lower_fault(census.fault, sum.fault));
+    fault =
+        lower_fault(lower_fault(fault, background_fault<loss>(background[i], i)), lower_fault(census.fault, sum.fault));
     if (match.grad_background == nullptr) continue;
     match.grad_background[i] = static_cast<scalar_t>(sum.slope);
     if (share > 0) {

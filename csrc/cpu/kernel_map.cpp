@@ -1,5 +1,5 @@
-// Binds the kernel maps to torch. Rows are split in chunks of fixed size whose pairs are joined in order, so that the maps
-// do not depend on the number of threads.
+// Binds the kernel maps to torch. Rows are split in chunks of fixed size whose pairs are joined in order, so that the
+// maps do not depend on the number of threads.
 
 #include "../kernel_map.h"
 
@@ -40,9 +40,9 @@ Batch check_batch(const char* op, const at::Tensor& coords, const at::Tensor& of
                     ": at most 2^31 voxels make a batch, got ", coords.size(0));
   Batch batch{coords.contiguous(), offsets.contiguous(), offsets.size(0) - 1, {}};
   const int64_t* offset = batch.offsets.const_data_ptr<int64_t>();
-  TORCH_CHECK_VALUE(offset[0] == 0 && offset[batch.events] == coords.size(0) &&
-                        std::is_sorted(offset, offset + batch.events + 1),
-                    op, ": offsets must rise from 0 to the ", coords.size(0), " rows of coords, got ", offsets);
+  TORCH_CHECK_VALUE(
+      offset[0] == 0 && offset[batch.events] == coords.size(0) && std::is_sorted(offset, offset + batch.events + 1), op,
+      ": offsets must rise from 0 to the ", coords.size(0), " rows of coords, got ", offsets);
   TORCH_CHECK_VALUE(make_layout(grid.data(), static_cast<int>(dims), batch.events, batch.layout), op, ": ",
                     batch.events, " events on the grid ", grid, " have more than 2^62 sites");
   return batch;
@@ -55,8 +55,9 @@ std::vector<int64_t> checked_keys(const char* op, const Batch& batch, at::IntArr
                                  batch.events, batch.layout, keys.data());
   if (row >= 0) {
     const int32_t* voxel = batch.coords.const_data_ptr<int32_t>() + row * batch.layout.dims;
-    TORCH_CHECK_VALUE(false, op, ": coords must lie in the grid ", grid, " and be sorted and unique in each event; row ",
-                      row, " is ", at::IntArrayRef(std::vector<int64_t>(voxel, voxel + batch.layout.dims)));
+    TORCH_CHECK_VALUE(false, op, ": coords must lie in the grid ", grid,
+                      " and be sorted and unique in each event; row ", row, " is ",
+                      at::IntArrayRef(std::vector<int64_t>(voxel, voxel + batch.layout.dims)));
   }
   return keys;
 }
@@ -106,8 +107,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> strided_map(const at:
   for (int64_t& size : half) size /= 2;
   Layout layout;
   make_layout(half.data(), batch.layout.dims, batch.events, layout);
-  const Coarse coarse = coarsen(batch.coords.const_data_ptr<int32_t>(), batch.offsets.const_data_ptr<int64_t>(),
-                                batch.events, layout);
+  const Coarse coarse =
+      coarsen(batch.coords.const_data_ptr<int32_t>(), batch.offsets.const_data_ptr<int64_t>(), batch.events, layout);
 
   const int lists = 1 << batch.layout.dims;
   const at::Tensor splits = at::empty({lists + 1}, offsets.options());

@@ -1,4 +1,4 @@
-// CPU kernel: count, prefix sum, fill. Every segment writes rows of its own, so that the result does not depend on threads.
+// CPU kernel: count, prefix sum, fill. Every segment writes rows of its own, so that threads do not change the result.
 
 #include "../path_lengths.h"
 

@@ -20,10 +20,10 @@
 namespace sparsereco {
 namespace {
 
-constexpr int64_t kGrain = 256;      // output rows per task
+constexpr int64_t kGrain = 256;       // output rows per task
 constexpr int64_t kPackGrain = 8192;  // weights per task
-constexpr int64_t kSlab = 8192;      // output rows that a weight gradient is summed over before slabs are added up,
-constexpr int64_t kMaxSlabs = 16;    // in order; more rows than so many slabs hold make longer slabs
+constexpr int64_t kSlab = 8192;       // output rows that a weight gradient is summed over before slabs are added up,
+constexpr int64_t kMaxSlabs = 16;     // in order; more rows than so many slabs hold make longer slabs
 constexpr int64_t kMaxChannels = 1 << 16;
 
 // The instruction set that torch itself uses; ATEN_CPU_CAPABILITY=avx2 or =default chooses a smaller one.
@@ -57,8 +57,8 @@ void check_column(const char* op, int64_t list, const char* side, const int32_t*
                     " must lie in 0 to ", n - 1, ", got ", rows[0], " to ", rows[size - 1]);
 }
 
-// The lists of all offsets of the kernel. A map of half a symmetric kernel serves the other half with columns exchanged.
-// The centre comes first: it reads the input in order, and so brings it to the cache for the others.
+// The lists of all offsets of the kernel. A map of half a symmetric kernel serves the other half with columns
+// exchanged. The centre comes first: it reads the input in order, and so brings it to the cache for the others.
 std::vector<PairList> check_lists(const char* op, const at::Tensor& rows, const at::Tensor& splits, int64_t volume,
                                   bool transposed, int64_t n_in, int64_t n_out) {
   TORCH_CHECK_TYPE(rows.scalar_type() == at::kInt, op, ": rows must be int32, got ", rows.scalar_type());
@@ -159,8 +159,8 @@ at::Tensor sparse_conv_weight(const at::Tensor& input, const at::Tensor& grad, c
                               const at::Tensor& splits, int64_t volume, bool transposed) {
   check_features("sparse_conv_weight", "input", input);
   check_features("sparse_conv_weight", "grad", grad);
-  TORCH_CHECK_TYPE(grad.scalar_type() == input.scalar_type(), "sparse_conv_weight: grad must be ",
-                   input.scalar_type(), " as input is, got ", grad.scalar_type());
+  TORCH_CHECK_TYPE(grad.scalar_type() == input.scalar_type(), "sparse_conv_weight: grad must be ", input.scalar_type(),
+                   " as input is, got ", grad.scalar_type());
   const std::vector<PairList> lists =
       check_lists("sparse_conv_weight", rows, splits, volume, transposed, input.size(0), grad.size(0));
   const int64_t n_out = grad.size(0), c_in = input.size(1), c_out = grad.size(1), width = padded(c_out);

@@ -6,8 +6,8 @@
 // unnamed namespace, and standard headers are included before.
 //
 // A tile of rows x channels stays in registers while it is multiplied, so that each number fetched serves many
-// multiplications. Rows are fetched where they lie: nothing is gathered into a buffer first. The order of additions to a
-// number depends neither on tiles nor on threads.
+// multiplications. Rows are fetched where they lie: nothing is gathered into a buffer first. The order of additions to
+// a number depends neither on tiles nor on threads.
 
 #include "../sparse_conv.h"
 
@@ -26,8 +26,8 @@ using Vector = typename VectorOf<T>::type;
 template <typename T>
 constexpr int kLanes = SPARSERECO_VECTOR / sizeof(T);
 
-// Vectors of a tile's row, and rows of a tile: their product, the vectors of the other factor and one number of the first
-// must fit in registers. More than 8 rows would need more pointers than there are integer registers.
+// Vectors of a tile's row, and rows of a tile: their product, the vectors of the other factor and one number of the
+// first must fit in registers. More than 8 rows would need more pointers than there are integer registers.
 constexpr int kMaxVectors = SPARSERECO_REGISTERS >= 32 ? 4 : 2;
 constexpr int rows_of_tile(int vectors) {
   const int rows = (SPARSERECO_REGISTERS - vectors - 1) / vectors;

@@ -72,9 +72,9 @@ int64_t splat_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid
 }
 
 template <typename scalar_t>
-int64_t pull_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid, double softness,
-                           const int32_t* coords, const int64_t* rows, const scalar_t* grad_light,
-                           scalar_t* grad_position, scalar_t* grad_charge, int64_t begin, int64_t end) {
+int64_t pull_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, const int32_t* coords,
+                           const int64_t* rows, const scalar_t* grad_light, scalar_t* grad_position,
+                           scalar_t* grad_charge, int64_t begin, int64_t end) {
   const Softness<scalar_t> soft(softness);
   std::vector<int64_t> lit;
   for (int64_t i = begin; i < end; ++i) {
@@ -105,11 +105,11 @@ int64_t pull_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid,
   return kNoFault;
 }
 
-#define INSTANTIATE(scalar_t)                                                                                        \
-  template int64_t splat_sparse_images(const Deposits<scalar_t>&, const Crop&, double, std::vector<Lit<scalar_t>>*,  \
-                                       int64_t*, int64_t, int64_t);                                                  \
-  template int64_t pull_sparse_images(const Deposits<scalar_t>&, const Crop&, double, const int32_t*,                \
-                                      const int64_t*, const scalar_t*, scalar_t*, scalar_t*, int64_t, int64_t);
+#define INSTANTIATE(scalar_t)                                                                                         \
+  template int64_t splat_sparse_images(const Deposits<scalar_t>&, const Crop&, double, std::vector<Lit<scalar_t>>*,   \
+                                       int64_t*, int64_t, int64_t);                                                   \
+  template int64_t pull_sparse_images(const Deposits<scalar_t>&, const Crop&, double, const int32_t*, const int64_t*, \
+                                      const scalar_t*, scalar_t*, scalar_t*, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -22,8 +22,8 @@ int64_t splat_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid
 
 // Rows [rows[i], rows[i + 1]) of coords are the lit voxels of image i, ascending; grad_light: a derivative for each.
 template <typename scalar_t>
-int64_t pull_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid, double softness,
-                           const int32_t* coords, const int64_t* rows, const scalar_t* grad_light,
-                           scalar_t* grad_position, scalar_t* grad_charge, int64_t begin, int64_t end);
+int64_t pull_sparse_images(const Deposits<scalar_t>& deposits, const Crop& grid, double softness, const int32_t* coords,
+                           const int64_t* rows, const scalar_t* grad_light, scalar_t* grad_position,
+                           scalar_t* grad_charge, int64_t begin, int64_t end);
 
 }  // namespace sparsereco

@@ -34,10 +34,7 @@ struct Located {
 template <typename scalar_t>
 struct Scratch {
   explicit Scratch(const Crop& crop)
-      : inside(crop.cells()),
-        light(crop.cells()),
-        leaked(crop.cells()),
-        slope(crop.cells()) {
+      : inside(crop.cells()), light(crop.cells()), leaked(crop.cells()), slope(crop.cells()) {
     for (int x = 0; x < crop.size[0]; ++x)
       for (int y = 0; y < crop.size[1]; ++y)
         for (int z = 0; z < crop.size[2]; ++z) inside[crop.cell(x, y, z)] = 1;

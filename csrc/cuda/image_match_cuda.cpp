@@ -57,8 +57,8 @@ struct Cuda {
   }
 
   template <typename scalar_t>
-  static int64_t pull(const Deposits<scalar_t>& deposits, const Crop& crop, double softness,
-                      const scalar_t* grad_image, scalar_t* grad_position, scalar_t* grad_charge) {
+  static int64_t pull(const Deposits<scalar_t>& deposits, const Crop& crop, double softness, const scalar_t* grad_image,
+                      scalar_t* grad_position, scalar_t* grad_charge) {
     return run([&](int64_t* fault, cudaStream_t stream) {
       launch_pull(deposits, crop, softness, grad_image, grad_position, grad_charge, fault, stream);
     });
@@ -74,8 +74,8 @@ struct Cuda {
     const auto [all, owner, counts] = at::_unique2(voxel.masked_select(lit), /*sorted=*/true, /*return_inverse=*/true);
     const int64_t y = grid.size[1], z = grid.size[2], size = grid.size[0] * y * z;
     const at::Tensor in_image = all.remainder(size);
-    const at::Tensor coords = at::stack(
-        {in_image.div(y * z, "floor"), in_image.div(z, "floor").remainder(y), in_image.remainder(z)}, 1);
+    const at::Tensor coords =
+        at::stack({in_image.div(y * z, "floor"), in_image.div(z, "floor").remainder(y), in_image.remainder(z)}, 1);
     const at::Tensor starts = at::arange(deposits.images + 1, given.offsets.options()).mul(size);
     return {at::zeros({all.size(0)}, light.options()).index_add(0, owner, light.masked_select(lit)),
             coords.to(at::kInt), at::searchsorted(all, starts)};

@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     write_crossed_kernel(const scalar_t* __restrict__ start, const scalar_t* __restrict__ end, Grid grid, int64_t n,
-                         const int64_t* __restrict__ stops, int64_t* __restrict__ segment,
-                         int32_t* __restrict__ coords, scalar_t* __restrict__ length) {
+                         const int64_t* __restrict__ stops, int64_t* __restrict__ segment, int32_t* __restrict__ coords,
+                         scalar_t* __restrict__ length) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
     write_crossed(start, end, grid, i, i > 0 ? stops[i - 1] : 0, stops[i], segment, coords, length);
@@ -47,9 +47,10 @@ void launch_write_crossed(const scalar_t* start, const scalar_t* end, Grid grid,
   write_crossed_kernel<<<blocks_for(n), kThreads, 0, stream>>>(start, end, grid, n, stops, segment, coords, length);
 }
 
-#define INSTANTIATE(scalar_t)                                                                                            \
-  template void launch_count_crossed<scalar_t>(const scalar_t*, const scalar_t*, Grid, int64_t, int64_t*, cudaStream_t); \
-  template void launch_write_crossed<scalar_t>(const scalar_t*, const scalar_t*, Grid, int64_t, const int64_t*,          \
+#define INSTANTIATE(scalar_t)                                                                                   \
+  template void launch_count_crossed<scalar_t>(const scalar_t*, const scalar_t*, Grid, int64_t, int64_t*,       \
+                                               cudaStream_t);                                                   \
+  template void launch_write_crossed<scalar_t>(const scalar_t*, const scalar_t*, Grid, int64_t, const int64_t*, \
                                                int64_t*, int32_t*, scalar_t*, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

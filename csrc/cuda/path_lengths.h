@@ -1,4 +1,4 @@
-// The CUDA launches, free of torch, so that nvcc alone can compile them (make cuda-check). Instantiated for float and double.
+// The CUDA launches, free of torch, so that nvcc alone can compile them (make cuda-check). For float and double.
 
 #pragma once
 

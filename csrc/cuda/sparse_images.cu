@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j >= deposits.count) return;
   const Place<scalar_t> found = place(deposits.position + 3 * j, grid, soft);
-  const Pull<scalar_t> pulled =
-      pull(unflatten(grad + 8 * j), found.at.x, found.at.y, found.at.z, deposits.charge[j]);
+  const Pull<scalar_t> pulled = pull(unflatten(grad + 8 * j), found.at.x, found.at.y, found.at.z, deposits.charge[j]);
   grad_charge[j] = pulled.charge;
   grad_position[3 * j] = pulled.x;
   grad_position[3 * j + 1] = pulled.y;
@@ -80,10 +79,9 @@ void launch_pull_places(Deposits<scalar_t> deposits, Crop grid, double softness,
                      grad_position, grad_charge);
 }
 
-#define INSTANTIATE(scalar_t)                                                                                        \
-  template void launch_place(Deposits<scalar_t>, Crop, double, int64_t*, scalar_t*, int64_t*, int64_t*,              \
-                             cudaStream_t);                                                                          \
-  template void launch_pull_places(Deposits<scalar_t>, Crop, double, const scalar_t*, scalar_t*, scalar_t*,          \
+#define INSTANTIATE(scalar_t)                                                                                          \
+  template void launch_place(Deposits<scalar_t>, Crop, double, int64_t*, scalar_t*, int64_t*, int64_t*, cudaStream_t); \
+  template void launch_pull_places(Deposits<scalar_t>, Crop, double, const scalar_t*, scalar_t*, scalar_t*,            \
                                    cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

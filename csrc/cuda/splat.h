@@ -114,9 +114,8 @@ __device__ inline scalar_t light_from(const Near<scalar_t>& near, int32_t c, con
 
 // Fills the light of image i, border included, and counts the deposits that light none of its voxels.
 template <typename scalar_t>
-__device__ void splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop,
-                      const Softness<scalar_t>& soft, bool deterministic, const Shared<scalar_t>& shared,
-                      int64_t* dropped, int64_t* lowest) {
+__device__ void splat(const Deposits<scalar_t>& deposits, int64_t i, const Crop& crop, const Softness<scalar_t>& soft,
+                      bool deterministic, const Shared<scalar_t>& shared, int64_t* dropped, int64_t* lowest) {
   const int64_t first = deposits.offsets[i], last = deposits.offsets[i + 1];
   const int32_t cells = crop.cells();
   for (int32_t c = threadIdx.x; c < cells; c += kThreads) shared.light()[c] = 0;

@@ -75,8 +75,7 @@ void run(const Header& header, FILE* in, FILE* out) {
     std::vector<int64_t> voxel(8 * header.deposits);
     std::vector<scalar_t> light(8 * header.deposits);
     launch_place(deposits, crop, header.softness, voxel.data(), light.data(), dropped.data(), fault.data(), nullptr);
-    launch_pull_places(deposits, crop, header.softness, grad.data(), grad_position.data(), grad_charge.data(),
-                       nullptr);
+    launch_pull_places(deposits, crop, header.softness, grad.data(), grad_position.data(), grad_charge.data(), nullptr);
     write(out, fault);
     write(out, dropped);
     write(out, voxel);

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import seconds
-from simulate import read_detector
 from sparsereco import checkpoint
+from sparsereco.commands.simulate_vertex import read_detector
 from sparsereco.nn import sparse
 from sparsereco.sim.compose import PRESETS, TrackBank
 from sparsereco.sim.geant4 import Bank, make_bank
