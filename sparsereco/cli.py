@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import logging
+import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -45,6 +47,9 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     keep_memory_together()
     try:
         run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        return FAILED if _nobody_reads() else _failed(error, verbose)
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
@@ -54,9 +59,24 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         _complain(str(error), verbose)
         return WRONG_INPUT
     except Exception as error:  # the one place where nothing may pass
-        _complain(f"{type(error).__name__}: {error}" + ("" if verbose else " (-v shows where)"), verbose)
-        return FAILED
+        return _failed(error, verbose)
     return DONE
+
+
+def _failed(error: Exception, verbose: bool) -> int:
+    """Says what nobody has foreseen."""
+    _complain(f"{type(error).__name__}: {error}" + ("" if verbose else " (-v shows where)"), verbose)
+    return FAILED
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that was closed, as by ``head``; what is left to say then goes nowhere."""
+    pipe = select.poll()
+    pipe.register(1)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def keep_memory_together() -> None:

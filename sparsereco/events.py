@@ -126,13 +126,16 @@ def find_events(files: Sequence[str], schemas: Sequence[Schema], key: str | None
         For each event its record in each tree, by the name of the tree.
 
     Raises:
-        InputError: none of the trees is there, the key is no event or more than one, or a tree lacks an event.
+        InputError: a file has none of the trees, the key is no event or more than one, or a tree lacks an event.
     """
-    where = {schema.tree: file for schema in schemas for file in reversed(files) if has_tree(file, schema)}
+    where: dict[str, str] = {}
+    for file in files:
+        own = [schema.tree for schema in schemas if has_tree(file, schema)]
+        if not own:
+            trees = ", ".join(schema.tree for schema in schemas)
+            raise InputError(f"none of the trees {trees} in {file}", file=file)
+        where = dict.fromkeys(own, file) | where
     there = [schema for schema in schemas if schema.tree in where]
-    if not there:
-        trees = ", ".join(schema.tree for schema in schemas)
-        raise InputError(f"none of the trees {trees} in {' and '.join(files)}")
     events: list[dict[str, ak.Record]] = []
     for schema in there:
         file = where[schema.tree]

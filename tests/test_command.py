@@ -55,6 +55,27 @@ def test_every_benchmark_can_be_started() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=TOOLS, check=True, timeout=120)
 
 
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    """As in `sparsereco --help | head -1`, where head may be done first."""
+    code = (
+        "import sys\n"
+        "from sparsereco import cli\n"
+        "def run(argv):\n"
+        "    sys.stdin.read()\n"  # until the reader has gone
+        "    print('much to say')\n"
+        "sys.exit(cli.main(run, []))"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == cli.FAILED
+
+
 def test_it_is_installed_with_the_package() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '[project.scripts]\nsparsereco = "sparsereco.commands.main:main"\n' in project

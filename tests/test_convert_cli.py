@@ -49,6 +49,13 @@ def test_columns_and_units_of_others(convert: Convert) -> None:
     assert (event.hit_x.tolist(), event.hit_z.tolist(), event.hit_e.tolist()) == ([5.0], [25.0], [0.25])
 
 
+def test_a_table_of_a_spreadsheet(convert: Convert) -> None:
+    """It begins with a byte order mark, and has other ends of lines."""
+    Path("hits.csv").write_bytes(b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").encode())
+    assert convert("csv", "hits.csv", "-o", "hits.root") == cli.DONE
+    assert read("hits.root", HITS).hit_pe.tolist() == [[100.5, 50.0], [20.0, 10.0]]
+
+
 def test_a_table_without_lines_has_no_events(convert: Convert) -> None:
     Path("hits.csv").write_text("event,x,y,z,signal\n")
     assert convert("csv", "hits.csv", "-o", "hits.root") == cli.DONE
@@ -62,7 +69,16 @@ def test_a_table_without_lines_has_no_events(convert: Convert) -> None:
         ("", "no column 'event'; there are none"),
         ("event,x,y,z,signal\n1,2,3,4,5\n1,2,3,many,5\n", "line 3: expected numbers in the columns"),
         ("event,x,y,z,signal\n1,2,3\n", "line 2: expected numbers"),
-        ("event,x,y,z,signal\n1.5,2,3,4,5\n", "column 'event' has 1.5, expected whole numbers"),
+        ("event,x,y,z,signal\n1.5,2,3,4,5\n", "line 2: expected a whole number in the column 'event', got 1.5"),
+        (
+            "event,x,y,z,signal\n\n1,2,3,4,5\nnan,2,3,4,5\n",
+            "line 4: expected a whole number in the column 'event', got",
+        ),
+        ("event,x,y,z,signal\n1e19,2,3,4,5\n", "expected a whole number in the column 'event', got 1e+19"),
+        ("event,x,y,z,signal\n1,2,nan,4,5\n", "line 2: expected a finite number in the column 'y', got nan"),
+        ("event,x,y,z,signal\n1,2,3,4,1e39\n", "line 2: expected a finite number in the column 'signal', got 1e+39"),
+        ("event,x,y,x,z,signal\n1,2,3,4,5,6\n", "2 columns have the name 'x'"),
+        ("event;x;y;z;signal\n1;2;3;4;5\n", "there are event;x;y;z;signal; names and numbers are separated by commas"),
     ],
 )
 def test_a_bad_table_is_refused(convert: Convert, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,12 @@ def test_the_tool_takes_the_geometry_from_the_file(
     assert "no geometry given: --detector" in capsys.readouterr().err
     assert display("infill", sample, "-o", "sample.html", "--detector", "gap10", "--event", 2) == cli.DONE
     assert "not in the files: infill" in capsys.readouterr().err
+    with RootWriter("other.root") as writer:
+        writer.create("Events", FRAMES)
+    assert display("infill", filled, "--hits", "other.root", "-o", "none.html") == cli.WRONG_INPUT
+    assert "none of the trees infill, truth, hits in other.root" in capsys.readouterr().err
+    assert display("camera", filled, "-o", "none.html") == cli.WRONG_INPUT
+    assert "no tree 'Events' in" in capsys.readouterr().err
     assert display("infill", filled, "-o", "none.html", "--event", 7) == cli.WRONG_INPUT
     assert "no event 7 in tree 'infill'" in capsys.readouterr().err
 
@@ -170,6 +176,7 @@ def test_frames_with_and_without_their_pedestal(
         (["--event", 9], "no event 9 in tree 'Events' of .*reco.root; its numbers go from 0 to 1"),
         (["--frames", "other.root"], "other.root has no frame of run 2, event 0"),
         (["--frames", "absent.root"], "no such file"),
+        (["--pedestal", "other.root"], "--pedestal is taken off the frames of --frames, which are not given"),
     ],
 )
 def test_frames_that_are_none(

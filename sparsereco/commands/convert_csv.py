@@ -33,6 +33,8 @@ exit codes: 0 done, 1 failed while running, 2 wrong usage, file or column, 130 i
 """
 
 UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+LARGEST_EVENT = 2.0**53
+"""Floats hold whole numbers up to here."""
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -83,37 +85,62 @@ def read_columns(path: str, wanted: list[str]) -> dict[str, NDArray[np.float64]]
     """Columns of a text file by their names.
 
     Raises:
-        InputError: there is no such file or column, or a line has no number where one is expected.
+        InputError: there is no such file or column, or a line has no number where one is expected, or one that no
+            32-bit float holds.
     """
     import numpy as np
 
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets may begin it with a mark
             lines = csv.reader(file)
             header = [name.strip() for name in next(lines, [])]
-            missing = [name for name in wanted if name not in header]
-            if missing:
-                near = difflib.get_close_matches(missing[0], header, 3, 0.3) or header
-                raise InputError(f"{path}: no column '{missing[0]}'; there are {', '.join(near) or 'none'}", file=path)
-            places = [header.index(name) for name in wanted]
+            places = find_columns(path, header, wanted)
             rows = []
-            for number, line in enumerate(lines, 2):
-                if not line:
-                    continue
-                try:
-                    rows.append([float(line[place]) for place in places])
-                except (ValueError, IndexError):
-                    text = f"{path}: line {number}: expected numbers in the columns {', '.join(wanted)}, got {line}"
-                    raise InputError(text, file=path, entry=number) from None
+            for line in lines:
+                if line:
+                    try:
+                        rows.append((lines.line_num, *(float(line[place]) for place in places)))
+                    except (ValueError, IndexError):
+                        raise bad_line(
+                            path, lines.line_num, f"numbers in the columns {', '.join(wanted)}", line
+                        ) from None
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", file=path) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no table of text: {error}", file=path) from error
-    table = np.array(rows, np.float64).reshape(-1, len(wanted))
-    whole = table[:, 0] == np.floor(table[:, 0])
+    table = np.array(rows, np.float64).reshape(-1, 1 + len(wanted))
+    number, event, values = table[:, 0].astype(int), table[:, 1], table[:, 2:]
+    whole = (event == np.floor(event)) & (np.abs(event) < LARGEST_EVENT)  # NaN is none
     if not whole.all():
-        raise InputError(f"{path}: column '{wanted[0]}' has {table[~whole][0, 0]:g}, expected whole numbers", file=path)
-    return dict(zip(wanted, table.T, strict=True))
+        row = int(whole.argmin())
+        raise bad_line(path, number[row], f"a whole number in the column '{wanted[0]}'", f"{event[row]:g}")
+    real = np.abs(values) < np.finfo(np.float32).max / max(UNITS.values())
+    if not real.all():
+        row, column = np.argwhere(~real)[0]
+        expected = f"a finite number in the column '{wanted[1 + column]}'"
+        raise bad_line(path, number[row], expected, f"{values[row, column]:g}")
+    return dict(zip(wanted, table[:, 1:].T, strict=True))
+
+
+def find_columns(path: str, header: list[str], wanted: list[str]) -> list[int]:
+    """Where the columns stand.
+
+    Raises:
+        InputError: one is missing, or there twice.
+    """
+    for name in wanted:
+        if header.count(name) > 1:
+            raise InputError(f"{path}: {header.count(name)} columns have the name '{name}'", file=path)
+        if name not in header:
+            near = difflib.get_close_matches(name, header, 3, 0.3) or header
+            hint = "; names and numbers are separated by commas" if len(header) == 1 else ""
+            raise InputError(f"{path}: no column '{name}'; there are {', '.join(near) or 'none'}{hint}", file=path)
+    return [header.index(name) for name in wanted]
+
+
+def bad_line(path: str, number: int, expected: str, got: object) -> InputError:
+    """The error for a line of a table."""
+    return InputError(f"{path}: line {number}: expected {expected}, got {got}", file=path, entry=int(number))
 
 
 COMMAND = common.Command("a table of hits as text", TEXT, parser, run)

@@ -43,13 +43,15 @@ def parser() -> jsonargparse.ArgumentParser:
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Collects what the files have of the frames, and draws it."""
     displays.check_options(args)
+    if args.pedestal is not None and args.frames is None:
+        raise InputError("--pedestal is taken off the frames of --frames, which are not given")
 
     import awkward as ak
 
     from sparsereco.display.camera import camera_event
     from sparsereco.io import read
 
-    events = read(args.file, FRAMES)
+    events = read(args.file, FRAMES, FRAMES.tree)
     numbers = ak.to_numpy(events.event).tolist()
     if args.event is not None and args.event not in numbers:
         known = f"its numbers go from {min(numbers)} to {max(numbers)}" if numbers else "it is empty"

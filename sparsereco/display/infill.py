@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsereco.display.page import Event, Table, Trace, View
-from sparsereco.display.shapes import Points, boxes, colour_axis, cubes, place, points, scene, voxels
+from sparsereco.display.shapes import SIZE, Points, boxes, colour_axis, cubes, place, points, scene, voxels
 from sparsereco.infill.gaps import Gaps
 from sparsereco.kinematics import particle_name
 
@@ -129,7 +129,7 @@ def _places(
     missing_in = np.empty(0, int) if truth is None else ak.to_numpy(truth.miss_gap)
     gap, voxel = np.concatenate([filled_in, missing_in]), np.concatenate([centres["filled"], centres["missing"]])
     numbers, counts = np.unique(gap, return_counts=True)
-    size = 1.25 if len(scenes) == 1 else 0.85
+    size = SIZE if len(scenes) == 1 else 0.55 * SIZE
     places: dict[str, dict[str, Any]] = {}
 
     def box(middle: Points, half: float) -> dict[str, Any]:

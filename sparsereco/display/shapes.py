@@ -13,6 +13,8 @@ from sparsereco.display.page import Trace, numbers
 
 Points = NDArray[np.float64]
 
+SIZE = 1.1
+"""Longest edge of what a scene shows, in the unit of plotly's orthographic projection: with room for the axes."""
 SIGNED = [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]]
 """Colours around 0: blue above, red below, as matplotlib's RdBu."""
 
@@ -107,7 +109,7 @@ def colour_axis(values: NDArray[Any], title: str, **bar: Any) -> dict[str, Any]:
 
 def scene(**more: Any) -> dict[str, Any]:
     """A scene in an orthographic projection, y upwards."""
-    wall = {"gridcolor": "#e3e8ef", "zerolinecolor": "#e3e8ef", "showspikes": False}
+    wall = {"gridcolor": "#e3e8ef", "zerolinecolor": "#e3e8ef", "showspikes": False, "nticks": 6}
     axes = {f"{axis}axis": {"title": {"text": f"{axis} [mm]"}, **wall} for axis in "xyz"}
     camera = {
         "up": {"x": 0, "y": 1, "z": 0},
@@ -117,7 +119,7 @@ def scene(**more: Any) -> dict[str, Any]:
     return {**axes, "camera": camera, "aspectmode": "manual", **more}
 
 
-def place(centre: Points, half: Points, scenes: tuple[str, ...] = ("scene",), size: float = 1.25) -> dict[str, Any]:
+def place(centre: Points, half: Points, scenes: tuple[str, ...] = ("scene",), size: float = SIZE) -> dict[str, Any]:
     """Changes of the layout that show a box.
 
     Args:

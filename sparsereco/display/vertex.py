@@ -78,7 +78,7 @@ def vertex_event(
     most = max((float(np.abs(one.measured - one.total).max()) for one in decompositions), default=1.0)
     light = np.empty(0) if hits is None else ak.to_numpy(hits.hit_pe)
     layout = {
-        "scene": scene(domain={"x": [0.1, 1]}),
+        "scene": scene(domain={"x": [0.14, 1]}),
         "legend": {"x": 0, "y": 1, "bgcolor": "rgba(255,255,255,0.7)", "groupclick": "toggleitem"},
         "coloraxis": colour_axis(light, "signal [p.e.]"),
         "coloraxis2": {"colorscale": SIGNED, "cmin": -max(most, 1), "cmax": max(most, 1), "showscale": False},
