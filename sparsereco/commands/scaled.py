@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,27 +151,31 @@ def reconstruct(
     task = Task(process, job, folder, parts.digest, Path.cwd(), software(), args.unit_timeout)
     failed: dict[int, InputError] = {}
     awaited = {unit.number for unit in left}
-    unmerged = deque(units)
+    unmerged, merging = deque(units), deque[Future[None]]()
 
-    def merge() -> None:
-        """Puts into the output what is next there, as far as it is done."""
+    def merge(merger: Executor) -> None:
+        """Has put into the output what is next there, as far as it is done; raises what went wrong with that before."""
         while unmerged and unmerged[0].number not in awaited:
             unit = unmerged.popleft()
             if unit.number not in failed:
-                parts.merge(unit, schemas, writer, tally)
+                merging.append(merger.submit(parts.merge, unit, schemas, writer, tally))
+        while merging and (merging[0].done() or not awaited):
+            merging.popleft().result()
 
-    try:
-        for outcome in run_units(client, task, left):
-            if outcome.error is not None:
-                if not args.skip_bad_files:
-                    raise outcome.error
-                failed[outcome.unit.number] = outcome.error
-            awaited.remove(outcome.unit.number)
-            advance(outcome.events)
-            merge()
-        merge()
-    except BaseException:
-        done = sum(parts.path(unit).exists() for unit in units)
-        log.warning("%s keeps %d of %d units; --resume goes on from there", parts.folder, done, len(units))
-        raise
+    with ThreadPoolExecutor(1) as merger:  # a thread, so that no worker waits for its next unit
+        try:
+            for outcome in run_units(client, task, left):
+                if outcome.error is not None:
+                    if not args.skip_bad_files:
+                        raise outcome.error
+                    failed[outcome.unit.number] = outcome.error
+                awaited.remove(outcome.unit.number)
+                advance(outcome.events)
+                merge(merger)
+            merge(merger)
+        except BaseException:
+            merger.shutdown(cancel_futures=True)
+            done = sum(parts.path(unit).exists() for unit in units)
+            log.warning("%s keeps %d of %d units; --resume goes on from there", parts.folder, done, len(units))
+            raise
     tally.skipped += [failed[number] for number in sorted(failed)]
