@@ -13,9 +13,11 @@ import uproot
 from tool_loader import load_tool
 
 from sparsereco import cli
+from sparsereco.commands.lar import read_detector
+from sparsereco.infill.gaps import Gaps
 from sparsereco.io import read
 from sparsereco.larcv import TENSOR
-from sparsereco.schema import CHARGE_HITS
+from sparsereco.schema import CHARGE_HITS, INFILL
 
 Convert = Callable[..., int]
 
@@ -59,6 +61,30 @@ def test_several_files_and_a_named_tree(convert: Convert) -> None:
     file = f"{DATA / 'larcv.root'}:sparse3d_pcluster_tree"
     assert convert(file, file, "-o", "hits.root") == cli.DONE
     assert len(read("hits.root", CHARGE_HITS)) == 6
+
+
+def test_a_track_of_a_tensor_is_filled_in(convert: Convert) -> None:
+    """A straight row of voxels through the gap of `gap10`, in its grid: what comes out is what the infill takes."""
+    gaps = Gaps(read_detector("gap10"))
+    grid = gaps.detector
+    across = np.arange(40, grid.shape[0] - 40)
+    index = np.stack([across, np.full_like(across, 100), np.full_like(across, 50)], 1)
+    live = index[gaps.of(index) == -1]
+    assert 0 < len(index) - len(live) <= 12
+    numbers = live @ np.cumprod([1, *grid.shape[:2]])
+    per_axis = {f"_meta._{axis}num": [side] for axis, side in zip("xyz", grid.shape, strict=True)}
+    per_axis |= {f"_meta._{axis}len": [grid.pitch / 10] for axis in "xyz"}
+    per_axis |= {f"_meta._p1.{axis}": [low / 10] for axis, low in zip("xyz", grid.origin, strict=True)}
+    voxels = {"_voxel_v._id": [numbers.tolist()], "_voxel_v._value": [[0.8] * len(live)]}
+    write_tensor("track.root", **per_axis, **voxels)
+    assert convert("track.root", "-o", "hits.root") == cli.DONE
+    (event,) = read("hits.root", CHARGE_HITS)
+    found = np.stack([event[f"hit_{axis}"] for axis in "xyz"], 1)
+    np.testing.assert_array_equal(grid.index(found), live)
+    reco = ["infill", "hits.root", "-o", "filled.root", "--detector", "gap10", "--device", "cpu"]
+    assert cli.main(load_tool("reco").run, reco) == cli.DONE
+    (filled,) = read("filled.root", INFILL)
+    assert len(filled.fill_e) >= 8
 
 
 def test_the_classes_are_those_of_larcv() -> None:

@@ -107,8 +107,8 @@ examples:
 
 DISPLAY = """\
 The page of one event with hits all over the detector, in Chromium without a window: size of the file, and time from
-navigation to the first drawn plot, median of several rounds, each with nothing cached. Says what draws WebGL; the
-processor time in the page's main thread is what other processes on the machine do not lengthen.
+navigation to the first drawn plot, median of several rounds, each with nothing cached. Says what draws WebGL, and how
+much processor time that took in all processes of the browser, which others on the machine do not lengthen.
 
 example:
   tools/benchmark.py display --hits 5000

@@ -6,6 +6,13 @@ const $ = (id) => document.getElementById(id);
 const plot = $("plot");
 const state = { event: 0, view: page.events[0].views[0].name, place: null, groups: {} };
 
+// Pixels of a scene per pixel of the screen: plotly's 2, but 1 where the processor draws, which needs a quarter then.
+const SHARPNESS = (() => {
+  const gl = document.createElement("canvas").getContext("webgl");
+  const kind = gl?.getExtension("WEBGL_debug_renderer_info");
+  return kind && /swiftshader|llvmpipe|software/i.test(gl.getParameter(kind.UNMASKED_RENDERER_WEBGL)) ? 1 : 2;
+})();
+
 // A cube: its corners in units of half its edge, and two triangles per face.
 const CORNERS = [0, 1, 2, 3, 4, 5, 6, 7].map((n) => [n & 4 ? 1 : -1, n & 2 ? 1 : -1, n & 1 ? 1 : -1]);
 const TRIANGLES = [
@@ -91,7 +98,7 @@ function show() {
   const fixed = {
     margin: { l: 0, r: 0, t: 10, b: 0 }, font: { size: 12 }, uirevision: view.name, hoverlabel: { align: "left" },
   };
-  const options = { displaylogo: false, responsive: true };
+  const options = { displaylogo: false, responsive: true, plotGlPixelRatio: SHARPNESS };
   const drawn = Plotly.react(plot, view.traces.map((trace) => unfolded(trace, event)), { ...fixed, ...layout }, options);
   drawPanel(event);
   drawControls(event, view, place);
