@@ -37,7 +37,7 @@ lint: $(READY) ## Check style (ruff, clang-format, rumdl), types (mypy) and spel
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy sparsereco
 	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
-	$(VENV)/bin/codespell
+	$(VENV)/bin/codespell $$(git ls-files)
 	$(VENV)/bin/rumdl check --no-cache .
 
 plotly: ## Build the part of plotly.js that displays draw with anew, by npm; it ships in sparsereco/display/

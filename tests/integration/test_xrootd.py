@@ -49,6 +49,12 @@ class Server:
     def signal(self, number: signal.Signals) -> None:
         os.kill(int((self.folder / "pid").read_text()), number)
 
+    def wait_until_half_is_read(self) -> None:
+        """Until a client has got half of the long file since the server started."""
+        half = (self.folder / "data" / "long.root").stat().st_size // 2
+        counters = Path(f"/proc/{(self.folder / 'pid').read_text()}/io")
+        wait_for(lambda: int(counters.read_text().split()[1]) > half)
+
     def _script(self, *arguments: str | Path) -> None:
         subprocess.run(["sh", HERE / "xrootd.sh", *arguments], check=True, timeout=30)
 
@@ -73,6 +79,7 @@ def folder() -> Iterator[Path]:
             with RootWriter(folder / "data" / file) as writer:
                 for i in batches:
                     writer.extend("hits", HITS, events[i % 3 * size :][:size])
+                    writer.flush("hits")  # a basket for each
         yield folder
 
 
@@ -171,10 +178,10 @@ def test_same_values_as_from_disk(
 def test_server_killed_while_it_is_read(
     server: Server, start_reco: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    output, part = tmp_path / "out.root", tmp_path / "out.root.part"
+    output = tmp_path / "out.root"
     output.write_text("an old output")
     process = start_reco(f"{server.url}/long.root", "-o", "out.root", "-f")
-    wait_for(lambda: part.exists() and part.stat().st_size > 50_000)
+    server.wait_until_half_is_read()
     server.signal(signal.SIGKILL)
     code, said = finish(process)
     assert code == 2
@@ -210,8 +217,7 @@ def test_server_that_comes_back_is_waited_for(
     server: Server, start_reco: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = start_reco(f"{server.url}/long.root", "-o", "out.root", "-q", XRD_CONNECTIONRETRY="20")
-    part = tmp_path / "out.root.part"
-    wait_for(lambda: part.exists() and part.stat().st_size > 50_000)
+    server.wait_until_half_is_read()
     server.stop()
     server.start()
     assert finish(process) == (0, "")
