@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from sparsereco.detector import Response
+from sparsereco.geometry import across
 from sparsereco.vertex.config import RefinementSettings
 from sparsereco.vertex.crop import HALF, Crops, Tracks
 from sparsereco.vertex.expected import SIDE, ExpectedLight
@@ -26,12 +27,26 @@ def refiner(starts: int = 4, steps: int = 8, response: Response | None = None) -
 
 
 class Truth:
-    """Events drawn from the model: one leaving muon and up to ``most`` protons of 15 to 55 MeV."""
+    """Events drawn from the model: one leaving muon and up to ``most`` protons of 15 to 55 MeV.
 
-    def __init__(self, n: int, seed: int, most: int = 3, track: bool = True, noise: bool = False) -> None:
+    Given ``energies`` [MeV], there are protons of just these, and each is ``apart`` [rad] from the one before.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        most: int = 3,
+        track: bool = True,
+        noise: bool = False,
+        energies: tuple[float, ...] = (),
+        apart: float = 2.0,
+    ) -> None:
         random = torch.Generator().manual_seed(seed)
         expected = ExpectedLight(Generator(GeneratorConfig()), Response(), PITCH)
         self.count = torch.randint(1, most + 1, (n,), generator=random)
+        if energies:
+            self.count = torch.full((n,), len(energies))
         self.vertex = torch.rand(n, 3, generator=random) - 0.5
         self.crop = torch.repeat_interleave(torch.arange(n), self.count)
         self.step = torch.cat([torch.arange(int(k)) for k in self.count])
@@ -39,6 +54,8 @@ class Truth:
         self.ke = 15 + 40 * torch.rand(h, generator=random)
         self.direction = normalize(torch.randn(h, 3, generator=random), dim=1)
         self.muon = normalize(torch.randn(n, 3, generator=random), dim=1)
+        if energies:
+            self._set(energies, apart)
         with torch.no_grad():
             latent = torch.randn(h, 3, generator=random) if noise else torch.zeros(h, 3)
             species = torch.zeros(h, dtype=torch.int64)
@@ -60,6 +77,13 @@ class Truth:
         ones = torch.ones(len(owner))
         self.crops = crops_of(self.signal, Tracks(owner, point[owner], self.muon[owner], ones, ones, 160 * ones, ones))
 
+    def _set(self, energies: tuple[float, ...], apart: float) -> None:
+        """Protons of these energies in a plane at right angles to the muon, so that none is hidden in its light."""
+        turn = apart * self.step[:, None]
+        u, v = (side[self.crop] for side in across(self.muon))
+        self.ke = torch.tensor(energies)[self.step]
+        self.direction = turn.cos() * u + turn.sin() * v
+
     def found(self, seed: int = 0, off: float = 1.0) -> Decomposition:
         """A decomposition that is off by a normal amount, of which it knows the size."""
         random = torch.Generator().manual_seed(seed)
@@ -73,6 +97,7 @@ class Truth:
             vertex_cov=torch.diag_embed(spread.square()),
             total=torch.zeros(n).index_add(0, self.crop, self.ke),
             total_err=torch.full((n,), 3.0),
+            number_prob=one_hot(self.count, MAX_HADRONS + 1).float(),
             crop=self.crop,
             step=self.step,
             species=torch.zeros(h, dtype=torch.int64),

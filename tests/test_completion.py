@@ -44,6 +44,7 @@ def test_it_is_printed_for_bash_alone(script: Path, capsys: pytest.CaptureFixtur
         (["tools/reco.py", ""], ["vertex", "infill", "camera"]),
         (["sparsereco", "reco", "camera", "--selector", ""], ["unet", "gaussian", "nsigma", "anomaly"]),
         (["sparsereco", "reco", "vertex", "--decomposer.light_nuclei", "t"], ["true"]),
+        (["sparsereco", "reco", "vertex", "--refine", "--no-r"], ["--no-refine"]),
         (["./tools/reco.py", "infill", "a.root", "-q", "--det"], ["--detector"]),
         (["sparsereco", "display", "camera", "-f", "--ped"], ["--pedestal"]),
         (["sparsereco", "reco", "vertex", "-o", ""], []),  # names of files

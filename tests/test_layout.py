@@ -12,7 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGES = {  # per system
-    "vertex": {"finder", "tracks", "decomposer", "generator", "expected", "parameters", "fits", "refine", "limit"},
+    "vertex": {
+        "finder",
+        "tracks",
+        "decomposer",
+        "generator",
+        "expected",
+        "parameters",
+        "fits",
+        "combination",
+        "refine",
+        "limit",
+    },
     "camera": {"pedestal", "select", "unet", "anomaly", "cluster", "calibrate", "embed", "observer"},
     "infill": set(),
 }
@@ -102,6 +113,7 @@ def test_imports_point_one_way(path: Path) -> None:
                 "expected",
                 "parameters",
                 "fits",
+                "combination",
                 "refine",
                 "limit",
             }  # the refinement, and what it fits with

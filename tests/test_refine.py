@@ -11,6 +11,7 @@ from model_events import PITCH, VOXELS, Truth, crops_of, refiner
 from torch import Tensor
 
 from sparsereco.detector import Response
+from sparsereco.vertex.combination import combined
 from sparsereco.vertex.config import RefinementSettings, VertexConfig
 from sparsereco.vertex.crop import Tracks
 from sparsereco.vertex.expected import SIDE, ExpectedLight, leaked, measured_light
@@ -68,7 +69,7 @@ def test_the_order_of_crops_and_their_company_do_not_matter(fit: Refiner) -> Non
         own, of_track = found.crop == index, truth.crops.tracks.crop == index
         tracks = Tracks(**{name: value[of_track] for name, value in vars(truth.crops.tracks).items()})
         crops = crops_of(truth.signal[index : index + 1], replace(tracks, crop=tracks.crop * 0))
-        by_crop = {"vertex", "vertex_err", "vertex_cov", "total", "total_err"}
+        by_crop = {"vertex", "vertex_err", "vertex_cov", "total", "total_err", "number_prob"}
         alone = {
             name: value[index : index + 1] if name in by_crop else value[own]
             for name, value in vars(found).items()
@@ -166,8 +167,8 @@ def test_the_changes_are_those_of_the_expected_light(fit: Refiner) -> None:
 def test_the_prior_is_quadratic_in_its_parameters(fit: Refiner) -> None:
     truth = Truth(5, seed=11)
     problem = to_problem(truth.crops, truth.signal, truth.found(), 3, fit.expected)
-    _, state = draws(rows_at(problem, torch.arange(5).repeat_interleave(2)), 2)
     repeated = rows_at(problem, torch.arange(5).repeat_interleave(2))
+    _, state = draws(repeated, 2)
     torch.testing.assert_close(state.vertex[::2], problem.mean.vertex)  # the first start is the decomposition itself
     assert (prior_loss(repeated, state)[::2] < prior_loss(repeated, state)[1::2]).all()
     slope, _ = prior_derivatives(repeated, state)
@@ -220,6 +221,41 @@ def test_hits_outside_the_crop_do_not_count() -> None:
 def test_a_budget_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"refinement\.{name} must be at least 1, got 0"):
         VertexConfig(refinement=RefinementSettings(**{name: 0}))
+
+
+def test_a_doubtful_number_or_species_leaves_the_decomposers_values_their_part(fit: Refiner) -> None:
+    truth = Truth(30, seed=14)
+    start = truth.found()
+    number = torch.full((30, MAX_HADRONS + 1), 0.4 / MAX_HADRONS).scatter(1, truth.count[:, None], 0.6)
+    species = torch.tensor([1 - 1e-6, 1e-6, 0.0])
+    doubtful = replace(start, number_prob=number, species_prob=species.expand(len(start.crop), 3))
+    sure, unsure = (fit(truth.crops, truth.signal, found) for found in (start, doubtful))
+    assert unsure.loss.equal(sure.loss), "the fits are the same"
+    assert unsure.deviance.equal(sure.deviance)
+    share = torch.linalg.vecdot(unsure.found.vertex - start.vertex, sure.found.vertex - start.vertex)
+    share = share / (sure.found.vertex - start.vertex).square().sum(1)
+    torch.testing.assert_close(share, torch.full((30,), 0.6), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(unsure.found.ke, sure.found.ke, atol=1e-3, rtol=0.0)
+    assert (unsure.found.vertex_err > 0.6 * sure.found.vertex_err).all()
+    assert (unsure.found.direction * start.direction).sum(1).mean() > (sure.found.direction * start.direction).sum(
+        1
+    ).mean()
+
+
+def test_the_error_of_a_mixture_is_that_of_its_parts_and_of_their_distance() -> None:
+    truth = Truth(1, seed=15, most=1)
+    species, number = torch.tensor([[0.8, 0.2, 0.0]]), torch.tensor([[0.0, 0.5, 0.5, 0, 0, 0, 0]])
+    start = replace(truth.found(off=0.0), species_prob=species, number_prob=number)
+    problem = to_problem(truth.crops, truth.signal, start, 1, refiner().expected)
+    fitted = replace(problem.mean, vertex=problem.mean.vertex + 0.3, ke=problem.mean.ke + 2)
+    same, near = torch.full((1, 10), 1e-9), torch.full((1, 10), 1.0)
+    values = combined(problem, fitted, same)
+    torch.testing.assert_close(values.vertex, problem.mean.vertex + 0.4 * 0.3)
+    torch.testing.assert_close(values.vertex_err, torch.full((1, 3), (0.6 * 0.15**2 + 0.24 * 0.3**2) ** 0.5))
+    torch.testing.assert_close(values.ke, problem.mean.ke + 1.6)
+    torch.testing.assert_close(values.ke_err, torch.full((1, 1), (0.2 * 9 + 0.16 * 4.0) ** 0.5))
+    torch.testing.assert_close(values.direction, problem.mean.direction)
+    assert (combined(problem, fitted, near).dir_err > values.dir_err).all()
 
 
 def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:

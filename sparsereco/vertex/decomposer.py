@@ -296,6 +296,7 @@ class Decomposer(nn.Module):
             vertex_cov=covariance,
             total=encoded.total * ENERGY,
             total_err=LAPLACE_68 * encoded.total_scale * ENERGY,
+            number_prob=number,
             crop=crop,
             step=step,
             species=species[going],

@@ -41,6 +41,7 @@ class Decomposition:
     vertex_cov: Tensor  # (V, 3, 3) covariance [voxels^2]: the light tells least about the vertex along its track
     total: Tensor  # (V,) kinetic energy of all hadrons together, as seen at once [MeV]
     total_err: Tensor  # (V,) [MeV]
+    number_prob: Tensor  # (V, S + 1) probability of each number of hadrons
     crop: Tensor  # (H,) int64
     step: Tensor  # (H,) int64, place in the order of its crop
     species: Tensor  # (H,) int64, index in SPECIES

@@ -125,6 +125,7 @@ def as_named(
         vertex_cov=torch.diag_embed(wide.square()),
         total=(ke * on).sum(1),
         total_err=torch.full((n,), _WIDE[1] * 6**0.5),
+        number_prob=torch.nn.functional.one_hot(count, ke.shape[1] + 1).float(),
         crop=crop,
         step=step,
         species=species[on],

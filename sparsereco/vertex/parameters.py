@@ -66,6 +66,7 @@ class Problem:
     on: Tensor  # (F, P) bool
     species: Tensor  # (F, P) int64, index in SPECIES
     species_prob: Tensor  # (F, P, len(SPECIES)) of each, where there is a hadron
+    number_prob: Tensor  # (F,) probability that there are so many hadrons
     mean: State
     vertex_weight: Tensor  # (F, 3, 3) inverse covariance
     ke_weight: Tensor  # (F, P) inverse variance
@@ -112,6 +113,7 @@ def to_problem(crops: Crops, signal: Tensor, found: Decomposition, most: int, ex
         on,
         species,
         padded(found.species_prob, 1.0),
+        found.number_prob.gather(1, on.sum(1, keepdim=True))[:, 0],
         mean,
         weight,
         ke_weight,

@@ -3,8 +3,8 @@
 The expected light of a crop is that of its hadrons (the generator's, without noise) and of its leaving track. It is
 compared with the measured one by a likelihood that knows how each fluctuates (`likelihood`). The likelihood alone has
 many equally good optima, so the decomposer's densities are the prior, and the fit starts from several draws from them,
-each with a species of its own for every hadron. What is returned is the mean over all ends, each weighted by the square
-root of its evidence.
+each with a species of its own for every hadron. The fit is the mean over all ends, each weighted by the square root of
+its evidence; what is returned is a mean of it and of the decomposer's answer (`combination`).
 
 Parameters and prior are in `parameters`, the expected light in `expected`. Lengths are in voxels.
 """
@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from sparsereco import ops
 from sparsereco.detector import Response
+from sparsereco.vertex.combination import combined
 from sparsereco.vertex.config import RefinementSettings
 from sparsereco.vertex.crop import HALF, Crops
 from sparsereco.vertex.expected import (
@@ -35,7 +36,6 @@ from sparsereco.vertex.generator import Generator
 from sparsereco.vertex.hadrons import Decomposition
 from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, with_delta_rays
 from sparsereco.vertex.parameters import (
-    COMMON,
     HADRON,
     Problem,
     State,
@@ -52,14 +52,6 @@ from sparsereco.vertex.parameters import (
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 
-_CALIBRATION = (2.25, 1.0), (1.76, 1.1), (0.965, 0.8)
-"""Factor and exponent that make errors of vertex [voxels], energy [MeV] and direction [rad] hold 68 % of the truths.
-
-Fitted to the pulls of conf1 and of conf2, ideal, where the exponents make one pair serve both: 2,000 events each of
-`tools/simulate.py vertex --seed 32 --bank banks/vertex.npz`, `tools/evaluate.py vertex`. The fits' own errors are too
-small because the true posterior has more optima than the starts find.
-"""
-
 
 @dataclass(frozen=True)
 class Refined:
@@ -72,7 +64,7 @@ class Refined:
     deviance: Tensor  # (V,) nan where nothing was fitted
     ndf: Tensor  # (V,)
     dropped: int  # number of starts whose loss or derivatives were not finite
-    loss: Tensor  # (V,) negative log posterior of the result
+    loss: Tensor  # (V,) negative log posterior of the fit
     start_loss: Tensor  # (V,) of the decomposition
 
 
@@ -188,13 +180,7 @@ class Refiner:
         row = torch.full((len(crops),), -1).index_copy(0, use, torch.arange(len(use)))
         slot = row[found.crop].clamp(min=0), found.step
         mine = (row[found.crop] >= 0) & fitted[slot[0]]
-        own = error[:, COMMON:].view(*state.ke.shape, HADRON)[slot]
-        vertex_err, ke_err, dir_err = (
-            factor * size**power
-            for (factor, power), size in zip(
-                _CALIBRATION, (error[fitted, :3], own[:, 0], (own[:, 1] * own[:, 2]).sqrt()), strict=True
-            )
-        )
+        values = combined(problem, state, error)
 
         def taken(value: Tensor, old: Tensor) -> Tensor:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
@@ -203,12 +189,12 @@ class Refiner:
         share, track_share = self._shares(crops, found, row, fitted, problem, state)
         result = replace(
             found,
-            vertex=found.vertex.index_copy(0, some, state.vertex[fitted]),
-            vertex_err=found.vertex_err.index_copy(0, some, vertex_err),
-            ke=taken(state.ke[slot], found.ke),
-            ke_err=taken(ke_err, found.ke_err),
-            direction=taken(state.direction[slot], found.direction),
-            dir_err=taken(dir_err, found.dir_err),
+            vertex=found.vertex.index_copy(0, some, values.vertex[fitted]),
+            vertex_err=found.vertex_err.index_copy(0, some, values.vertex_err[fitted]),
+            ke=taken(values.ke[slot], found.ke),
+            ke_err=taken(values.ke_err[slot], found.ke_err),
+            direction=taken(values.direction[slot], found.direction),
+            dir_err=taken(values.dir_err[slot], found.dir_err),
             share=share,
         )
         deviance, measured = self._deviance(problem, state)
