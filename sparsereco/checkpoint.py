@@ -70,8 +70,10 @@ def metadata(path: str | Path) -> dict[str, Any]:
         info = json.loads(text or "{}")
     except json.JSONDecodeError:
         info = {}
-    if not {"class", "config"} <= set(info):
-        raise CheckpointError(f"checkpoint {path} was not written by sparsereco: its metadata name no class and config")
+    if not {"class", "config", "digest"} <= set(info):
+        raise CheckpointError(
+            f"checkpoint {path} was not written by sparsereco: its metadata name no class, config and digest"
+        )
     return info
 
 
@@ -97,9 +99,10 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {path} does not fit {model_class.__name__}: {error}") from error
     found = digest(state)
-    expected = info.get("digest", found)  # the first checkpoints were saved without
-    if found != expected:
-        raise CheckpointError(f"checkpoint {path} is damaged: its weights have the digest {found}, expected {expected}")
+    if found != info["digest"]:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its weights have the digest {found}, expected {info['digest']}"
+        )
     return model.eval()
 
 

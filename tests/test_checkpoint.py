@@ -108,10 +108,7 @@ def test_a_digest_tells_weights_apart() -> None:
 
 @pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_shipped_weights_are_whole(path: Path) -> None:
-    info = metadata(path)
-    if "digest" not in info:
-        pytest.skip("saved before checkpoints had a digest")
-    assert digest(load_file(path)) == info["digest"]
+    assert digest(load_file(path)) == metadata(path)["digest"]
 
 
 def test_another_class(saved: Path) -> None:
