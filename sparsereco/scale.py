@@ -50,8 +50,10 @@ SETTINGS: dict[str, Any] = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
 }
-"""Of Dask, for local processes: what it finds out about them, for a dashboard, takes time from them."""
+"""Of Dask, for local processes: what it finds out about them, for a dashboard, takes time from them. The last one: what
+lies in the working directory is no module of theirs."""
 
 
 @dataclass(frozen=True)

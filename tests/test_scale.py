@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -148,6 +150,17 @@ def test_workers_of_another_version_are_refused_by_name(client: Any, runs: Calla
             ).result()
     finally:
         client.run(pretend, None, workers=[one])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no safe path")
+def test_the_working_directory_holds_no_modules_of_workers(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os; os._exit(3)")
+    options = ["-n", "16", "-o", "out.root", "--workers", "1", "--light_scale", "1", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "tools" / "reco.py"), "vertex", str(SAMPLE), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "16 events" in done.stderr) == (cli.DONE, True), done.stderr
 
 
 def test_local_workers_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,15 @@ example:
   tools/benchmark.py display --hits 5000
 """
 
+PLAN = """\
+What a production is planned from (docs/planning.md): processor time, memory and bytes per event of every system, file
+to file; what a run of the vertex chain on workers is made of; and, with these costs, simulated runs with ever more
+workers, of different speeds, some of which are lost.
+
+example:
+  OMP_NUM_THREADS=1 tools/benchmark.py plan --bank banks/test.npz --lar-bank banks/lar_test.npz
+"""
+
 
 def parsers() -> jsonargparse.ArgumentParser:
     """The command line: one subcommand per kind of measurement, each a module of `benchmarks`."""
@@ -164,6 +173,16 @@ def parsers() -> jsonargparse.ArgumentParser:
     display = cli.new_parser(DISPLAY)
     display.add_argument("--hits", type=int, default=5000, help="hits of the event")
     display.add_argument("--rounds", type=int, default=7, help="how often the page is opened")
+    plan = cli.new_parser(PLAN)
+    plan.add_argument("--events", type=int, default=4000, help="events of the vertex sample; the others have fewer")
+    plan.add_argument("--bank", type=str | None, metavar="FILE", help="bank of tracks; fresh ones without it")
+    plan.add_argument("--lar-bank", type=str | None, metavar="FILE", help="bank of tracks in liquid argon, likewise")
+    plan.add_argument("--total", type=float, nargs="+", default=[1e9, 1e8], help="events of the simulated runs")
+    plan.add_argument("--workers", type=int, nargs="+", default=[16, 40, 128, 1000], help="their workers")
+    plan.add_argument("--unit-size", type=int, default=50000, help="events of a unit")
+    plan.add_argument("--spread", type=float, default=0.1, help="deviation of the logarithm of the workers' speeds")
+    plan.add_argument("--losses", type=float, default=0.01, help="lost workers per worker and hour")
+    plan.add_argument("--seed", type=int, default=1, help="of the simulated runs")
     parser = cli.new_parser(__doc__)
     cli.add_verbosity(parser)
     commands = parser.add_subcommands(dest="what")
@@ -175,6 +194,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("infill", infill, "the infill, file to file and against the volume"),
         ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
         ("scale", scale, "the vertex chain on ever more workers"),
+        ("plan", plan, "what a production costs, and simulated runs of it"),
         ("faults", faults, "spoilt files, kills, full disks"),
         ("display", display, "a page with an event in a browser"),
     ):
