@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -87,14 +88,13 @@ def write_hits(tmp_path: Path) -> WriteHits:
 class AveragingChain:
     """Stands in for `VertexChain`: one vertex in the middle of all hits, and all of them as the image of its proton."""
 
-    dropped_starts = 0
-
     def __init__(self, config: VertexConfig, device: str) -> None:
         if config.finder_weights is not None:
             from sparsereco.checkpoint import metadata
 
             metadata(config.finder_weights)
         self.config, self.device = config, device
+        self.fits: Counter[str] = Counter()
         self.light_scale = 1.0 if config.light_scale is None else config.light_scale
 
     def measure_light(self, events: ak.Array) -> LightYield:

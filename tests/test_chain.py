@@ -348,6 +348,22 @@ def test_refined_events_have_the_same_vertices_and_particles(
     assert moved.max() > 0.01, "little where the weights are random, which are sure of no number"
 
 
+def test_fits_may_change_the_number_of_hadrons_by_one(chain: VertexChain, events: ak.Array, reco: ak.Array) -> None:
+    settings = RefinementSettings(starts=1, steps=4, number=True)
+    fitting = VertexChain(replace(chain.config, refine=True, refinement=settings))
+    found = fitting(events)
+    pairs = [zip(particles(own), particles(before), strict=True) for own, before in zip(found, reco, strict=True)]
+    change = np.array([len(own) - len(before) for event in pairs for (_, own), (_, before) in event])
+    assert set(change) <= {-1, 0, 1}
+    assert ((change == 1).sum(), (change == -1).sum()) == (fitting.fits["more"], fitting.fits["fewer"])
+    for event in found:
+        assert (np.diff(event.part_vtx.to_numpy()) >= 0).all()
+        for _, own in particles(event):
+            assert (np.diff(event.part_ke.to_numpy()[own]) <= 0).all()
+        assert ((event.part_score > 0) & (event.part_score < 1.001)).to_numpy().all()
+        assert (event.img_part < len(event.part_ke)).to_numpy().all()
+
+
 def test_images_of_fits_are_the_light_that_they_expect(refined: ak.Array, events: ak.Array) -> None:
     """Measured and expected light agree in the vertices whose fit is good, but not in every voxel."""
     good, apart = np.zeros(2), 0.0

@@ -21,6 +21,7 @@ STAGES = {  # per system
         "parameters",
         "fits",
         "combination",
+        "hypotheses",
         "refine",
         "limit",
     },
@@ -114,6 +115,7 @@ def test_imports_point_one_way(path: Path) -> None:
                 "parameters",
                 "fits",
                 "combination",
+                "hypotheses",
                 "refine",
                 "limit",
             }  # the refinement, and what it fits with

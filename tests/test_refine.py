@@ -168,7 +168,7 @@ def test_the_prior_is_quadratic_in_its_parameters(fit: Refiner) -> None:
     truth = Truth(5, seed=11)
     problem = to_problem(truth.crops, truth.signal, truth.found(), 3, fit.expected)
     repeated = rows_at(problem, torch.arange(5).repeat_interleave(2))
-    _, state = draws(repeated, 2)
+    _, state = draws(repeated, repeated.mean, 2)
     torch.testing.assert_close(state.vertex[::2], problem.mean.vertex)  # the first start is the decomposition itself
     assert (prior_loss(repeated, state)[::2] < prior_loss(repeated, state)[1::2]).all()
     slope, _ = prior_derivatives(repeated, state)
@@ -264,7 +264,7 @@ def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:
     likely = torch.tensor([0.6, 0.4, 0.0]).expand(len(found.crop), 3)
     problem = to_problem(truth.crops, truth.signal, replace(found, species_prob=likely), 3, refiner().expected)
     repeated = rows_at(problem, torch.arange(40).repeat_interleave(32))
-    species, _ = draws(repeated, 32)
+    species, _ = draws(repeated, repeated.mean, 32)
     assert (species.view(40, 32, 3)[:, 0] == problem.species).all(), "the first start is what was named"
     drawn = species[repeated.on]
     assert (drawn < 2).all()

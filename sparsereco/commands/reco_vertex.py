@@ -166,11 +166,12 @@ def reconstruct(
                 common.provenance_of(args, record, chain.provenance(), device, tally, RECO, light_yield=told_light)
             )
     seconds = time.perf_counter() - clock
-    dropped = tally.found["dropped"]
+    dropped, more, fewer = (tally.found[what] for what in ("dropped", "more", "fewer"))
     return (
         f"{args.output}: {tally.events:,} events, {tally.found['vertices']:,} vertices in {seconds:.1f} s on {device} "
         f"({tally.events / seconds:,.0f} events/s), {len(skipped)} skipped"
         + (f"\n{told(light)}" if light else "")
+        + (f"\n{more:,} vertices got a hadron more by their fits, {fewer:,} one fewer" if more or fewer else "")
         + (f"\n{dropped:,} starts of fits were dropped, not finite" if dropped else "")
     )
 
@@ -203,7 +204,7 @@ def process(
     from sparsereco.io import check_hits, regroup
 
     writer.create("reco", RECO)
-    dropped = chain.dropped_starts
+    before = chain.fits.copy()
     for chunk in regroup(chunks, job.config.batch_size):
         bad = check_hits(chunk.events, job.config.detector)
         hits = common.sound_events(chunk, bad, job.names, HITS, tally.skipped if job.skip_bad_events else None)
@@ -214,7 +215,8 @@ def process(
         tally.found["vertices"] += int(ak.count(found["vtx_score"]))
         advance(len(found))
         cli.release_memory()
-    tally.found["dropped"] += chain.dropped_starts - dropped
+    for what, number in (chain.fits - before).items():
+        tally.found[what] += number
 
 
 def process_unit(job: Job, unit: Unit, writer: RootWriter) -> Tally:

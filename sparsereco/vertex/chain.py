@@ -15,6 +15,7 @@ for event in reco:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -96,8 +97,9 @@ class VertexChain:
         self.decomposer = checkpoint.load(self._paths["decomposer"], Decomposer, DecomposerConfig).to(device)
         self.refiner: Refiner | None = None
         """Fits what the decomposer found to the light, if that is wanted."""
-        self.dropped_starts = 0
-        """Fits so far that were left out because their loss or its derivatives were not finite."""
+        self.fits: Counter[str] = Counter()
+        """What the fits did so far: ``dropped`` starts, whose loss or derivatives were not finite; vertices that got a
+        hadron ``more`` than was named, and one ``fewer``."""
         if self.config.refine:
             path = Path(self.config.generator_weights or checkpoint.WEIGHTS / "generator.safetensors")
             generator = checkpoint.load(path, Generator, GeneratorConfig)
@@ -195,7 +197,7 @@ class VertexChain:
             with self._on_device():
                 fitted = self.refiner(crops, prepared.light(), found)
             found = fitted.found
-            self.dropped_starts += fitted.dropped
+            self.fits.update(dropped=fitted.dropped, more=fitted.more, fewer=fitted.fewer)
         return self._records(events, near.vertices, crops, found, energy, fitted)
 
     def _voxels(self, events: ak.Array) -> Voxels:

@@ -71,6 +71,8 @@ class RefinementSettings:
     """Fits per vertex, from draws of the decomposer's densities; time is proportional to it."""
     steps: int = 20
     """Steps of a fit at most; most of them end sooner."""
+    number: bool = False
+    """Whether one hadron more and one fewer than were named are fitted as well, and the likeliest number is taken."""
 
     def __post_init__(self) -> None:
         for name in ("starts", "steps"):

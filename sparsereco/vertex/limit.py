@@ -32,6 +32,7 @@ from sparsereco.vertex.parameters import (
     Problem,
     State,
     choose,
+    joined,
     mapped,
     rows_at,
     to_problem,
@@ -94,7 +95,7 @@ def limits(
     for few in torch.arange(len(rows)).split(_EVENTS):
         parts.append(_posterior_mean(fitter, rows_at(problem, few), rows_at(true, few), random))
         done(len(few))
-    mean = _joined(parts)
+    mean = joined(parts)
     return Limits(
         problem.on,
         true.ke,
@@ -275,7 +276,3 @@ def _compared(problem: Problem, state: State, true: State) -> Found:
     return Found(
         (state.vertex - true.vertex).norm(dim=1), (state.ke - true.ke) * problem.on, torch.acos(cosine) * problem.on
     )
-
-
-def _joined(parts: list[State]) -> State:
-    return State(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))

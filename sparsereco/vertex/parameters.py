@@ -6,7 +6,7 @@ departs from the straight, mean one: two of curvature and one of range.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -165,18 +165,19 @@ def prior_derivatives(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     return slope, curvature
 
 
-def draws(problem: Problem, starts: int) -> tuple[Tensor, State]:
-    """Species (F, P) and a start for each of F fits: of each crop what was named first, then draws from its prior.
+def draws(problem: Problem, centre: State, starts: int) -> tuple[Tensor, State]:
+    """Species (F, P) and a start for each of F fits: of each crop the centre, as named, then draws about it.
 
-    The standardised draws are the same for all crops, so that no event depends on what else is in its batch.
+    They are as wide as the prior, whose mean is the centre of a decomposition. The standardised draws are the same for
+    all crops, so that no event depends on what else is in its batch.
     """
-    mean, n = problem.mean, len(problem.signal)
+    n = len(problem.signal)
     sobol = torch.quasirandom.SobolEngine(3 + 4 * MAX_HADRONS, scramble=True, seed=5)
-    uniform = sobol.draw(starts).clamp(1e-4, 1 - 1e-4).to(mean.vertex.device)
+    uniform = sobol.draw(starts).clamp(1e-4, 1 - 1e-4).to(centre.vertex.device)
     normal = torch.special.ndtri(uniform[:, : 3 + 3 * MAX_HADRONS])
     normal[0] = 0
     normal, kind = normal.repeat(n // starts, 1), uniform[:, 3 + 3 * MAX_HADRONS :].repeat(n // starts, 1)
-    own = normal[:, 3:].view(n, MAX_HADRONS, 3)[:, : mean.ke.shape[1]]
+    own = normal[:, 3:].view(n, MAX_HADRONS, 3)[:, : centre.ke.shape[1]]
     factor = torch.linalg.cholesky(torch.linalg.inv(problem.vertex_weight))
     vertex = torch.einsum("fij,fj->fi", factor, normal[:, :3])
     width = torch.where(problem.on, torch.stack([problem.ke_weight, problem.dir_weight]), torch.inf).rsqrt()
@@ -185,7 +186,7 @@ def draws(problem: Problem, starts: int) -> tuple[Tensor, State]:
     below = problem.species_prob.cumsum(2)[..., :-1]
     species = (kind[:, : below.shape[1], None] > below).sum(2)
     species = torch.where(problem.on & (torch.arange(n) % starts > 0)[:, None], species, problem.species)
-    return species, mean.moved(torch.cat([vertex, torch.zeros(n, 1), moves], 1))
+    return species, centre.moved(torch.cat([vertex, torch.zeros(n, 1), moves], 1))
 
 
 def per_parameter(state: State, common: tuple[float, float], hadron: tuple[float, ...]) -> Tensor:
@@ -193,14 +194,27 @@ def per_parameter(state: State, common: tuple[float, float], hadron: tuple[float
     return torch.tensor([common[0]] * 3 + [common[1]] + list(hadron) * state.ke.shape[1])
 
 
-def choose(condition: Tensor, yes: State, no: State) -> State:
-    """Of each fit one of two states."""
-    return State(
-        *(
-            torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(vars(yes).values(), vars(no).values(), strict=True)
-        )
-    )
+def choose(condition: Tensor, yes: T, no: T) -> T:
+    """Of each row one of two values."""
+
+    def either(parts: list[Tensor]) -> Tensor:
+        return torch.where(condition.view(-1, *[1] * (parts[0].ndim - 1)), parts[0], parts[1])
+
+    return zipped(either, [yes, no])
+
+
+def joined(values: Sequence[T]) -> T:
+    """The rows of all values, one after the other."""
+    return zipped(torch.cat, values)
+
+
+def zipped(function: Callable[[list[Tensor]], Tensor], values: Sequence[T]) -> T:
+    """A dataclass of tensors from several of its kind, by a function of the tensors of the same name."""
+    parts = {}
+    for field in fields(values[0]):  # type: ignore[arg-type]
+        column = [getattr(value, field.name) for value in values]
+        parts[field.name] = function(column) if isinstance(column[0], Tensor) else zipped(function, column)
+    return type(values[0])(**parts)
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:

@@ -34,6 +34,7 @@ from sparsereco.vertex.expected import (
 from sparsereco.vertex.fits import Fitter
 from sparsereco.vertex.generator import Generator
 from sparsereco.vertex.hadrons import Decomposition
+from sparsereco.vertex.hypotheses import hypotheses, posterior_number, renamed
 from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, with_delta_rays
 from sparsereco.vertex.parameters import (
     HADRON,
@@ -42,6 +43,7 @@ from sparsereco.vertex.parameters import (
     choose,
     draws,
     flat,
+    joined,
     mapped,
     offsets_of,
     plain,
@@ -63,9 +65,25 @@ class Refined:
     )
     deviance: Tensor  # (V,) nan where nothing was fitted
     ndf: Tensor  # (V,)
-    dropped: int  # number of starts whose loss or derivatives were not finite
     loss: Tensor  # (V,) negative log posterior of the fit
-    start_loss: Tensor  # (V,) of the decomposition
+    start_loss: Tensor  # (V,) of what it started from
+    dropped: int = 0  # number of starts whose loss or derivatives were not finite
+    more: int = 0  # number of crops that got a hadron more than were named
+    fewer: int = 0  # and one fewer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of F problems: the mean over the fits of each."""
+
+    problem: Problem
+    state: State
+    error: Tensor  # (F, D) standard errors; nan where nothing is better than the start
+    loss: Tensor  # (F,)
+    start_loss: Tensor  # (F,)
+    free: Tensor  # (F,) number of parameters that the light fixes
+    dropped: Tensor  # (F,) number of starts that were dropped
+    evidence: Tensor  # (F,) log of it, of the best fit; -inf where nothing is better than the start
 
 
 class Refiner:
@@ -107,29 +125,41 @@ class Refiner:
         count = torch.bincount(found.crop, minlength=n)
         use = ((count > 0) & (signal > 0).any(1)).nonzero()[:, 0]
         unknown, zero = torch.full((n,), torch.nan), torch.zeros(n)
-        nothing = Refined(found, torch.full_like(crops.signal, torch.nan), unknown, zero, 0, zero, zero)
+        nothing = Refined(found, torch.full_like(crops.signal, torch.nan), unknown, zero, zero, zero)
         if not len(use):
             return nothing
-        problem = to_problem(crops, signal, found, int(count.max()), self.expected)
-        problem = rows_at(problem, use)
-        starts = self.settings.starts
-        ends = [
-            self._fit(rows_at(problem, part), starts) for part in torch.arange(len(use)).split(_CHUNK // starts + 1)
-        ]
-        states, *rest = zip(*ends, strict=True)
-        state = State(*(torch.cat(parts) for parts in zip(*(vars(end).values() for end in states), strict=True)))
-        loss, first, error, free, dropped = (torch.cat(parts) for parts in rest)
-        return self._refined(nothing, crops, use, problem, state, error, loss, first, free, int(dropped.sum()))
+        most = min(int(count.max()) + self.settings.number, found.share.shape[1])
+        problem = rows_at(to_problem(crops, signal, found, most, self.expected), use)
+        ends = self._fits(problem, problem.mean)
+        if not self.settings.number:
+            return self._refined(nothing, crops, use, ends)
+        number_prob = found.number_prob[use]
+        ways = hypotheses(self.fitter, problem, ends.state, number_prob)
+        others = self._fits(joined([way.problem for way in ways[1:]]), joined([way.start for way in ways[1:]]))
+        ends = joined([ends, others])
+        every = torch.arange(len(use))
+        evidence = ends.evidence.view(len(ways), -1) + torch.stack([way.log_prior for way in ways])
+        choice = evidence.argmax(0)  # the first, as named, where there is none
+        picked = rows_at(ends, choice * len(use) + every)
+        found = renamed(
+            found, use, picked.problem, choice > 0, posterior_number(number_prob, problem.on.sum(1), evidence)
+        )
+        nothing = replace(nothing, found=found, more=int((choice == 1).sum()), fewer=int((choice == 2).sum()))
+        refined = self._refined(nothing, crops, use, picked)
+        return replace(refined, dropped=int(ends.dropped.sum()))
 
-    def _fit(self, problem: Problem, starts: int) -> tuple[State, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The mean over fits, its loss, that of the start, errors (F, D), and two numbers.
+    def _fits(self, problem: Problem, centre: State) -> Outcome:
+        """All problems, some at a time."""
+        rows = torch.arange(len(problem.signal)).split(_CHUNK // self.settings.starts + 1)
+        return joined([self._fit(rows_at(problem, part), rows_at(centre, part)) for part in rows])
 
-        Those are how many parameters the light fixes, and how many starts were dropped (F,).
-        """
-        n = len(problem.signal)
-        repeated = rows_at(problem, torch.arange(n).repeat_interleave(starts))
-        first, _ = self.fitter.loss(problem, problem.mean)
-        species, start = draws(repeated, starts)
+    def _fit(self, problem: Problem, centre: State) -> Outcome:
+        """The mean over fits from several starts about the centre of each problem."""
+        n, starts = len(problem.signal), self.settings.starts
+        first, _ = self.fitter.loss(problem, centre)
+        owner = torch.arange(n).repeat_interleave(starts)
+        repeated = rows_at(problem, owner)
+        species, start = draws(repeated, rows_at(centre, owner), starts)
         repeated = replace(repeated, species=species)
         fits = self.fitter.descend(repeated, start, self.settings.steps)
         factor, info = torch.linalg.cholesky_ex(fits.curvature)
@@ -167,20 +197,20 @@ class Refiner:
         state = choose(keep, mean, single)
         loss = torch.where(keep, loss, fits.loss.view(n, starts)[rows, best])
         none = ~as_named.view(n, starts).any(1) | ~(loss <= first)
-        state, loss = choose(none, problem.mean, state), torch.where(none, first, loss)
+        state, loss = choose(none, centre, state), torch.where(none, first, loss)
         error = torch.where(none[:, None], torch.nan, error)
-        return state, loss, first, error, free, (~sound).view(n, starts).sum(1)
+        within_prior = torch.linalg.slogdet(prior_derivatives(problem, problem.mean)[1]).logabsdet
+        evidence = torch.where(none, -torch.inf, evidence.amax(1) + 0.5 * within_prior)
+        return Outcome(problem, state, error, loss, first, free, (~sound).view(n, starts).sum(1), evidence)
 
-    def _refined(
-        self, nothing: Refined, crops: Crops, use: Tensor, problem: Problem, state: State, error: Tensor, loss: Tensor,
-        first: Tensor, free: Tensor, dropped: int,
-    ) -> Refined:  # fmt: skip
+    def _refined(self, nothing: Refined, crops: Crops, use: Tensor, ends: Outcome) -> Refined:
         """The fits of the crops ``use`` as a decomposition, with their images and deviance."""
-        found, fitted = nothing.found, error.isfinite().all(1)
+        found, fitted = nothing.found, ends.error.isfinite().all(1)
+        problem, state = ends.problem, ends.state
         row = torch.full((len(crops),), -1).index_copy(0, use, torch.arange(len(use)))
         slot = row[found.crop].clamp(min=0), found.step
         mine = (row[found.crop] >= 0) & fitted[slot[0]]
-        values = combined(problem, state, error)
+        values = combined(problem, state, ends.error)
 
         def taken(value: Tensor, old: Tensor) -> Tensor:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
@@ -198,9 +228,11 @@ class Refiner:
             share=share,
         )
         deviance, measured = self._deviance(problem, state)
-        put = {"deviance": deviance, "ndf": (measured - free).clamp(min=1.0), "loss": loss, "start_loss": first}
+        ndf = (measured - ends.free).clamp(min=1.0)
+        put = {"deviance": deviance, "ndf": ndf, "loss": ends.loss, "start_loss": ends.start_loss}
         columns = {name: getattr(nothing, name).index_copy(0, some, value[fitted]) for name, value in put.items()}
-        return Refined(result, track_share=track_share, dropped=dropped, **columns)
+        dropped = int(ends.dropped.sum())
+        return replace(nothing, found=result, track_share=track_share, dropped=dropped, **columns)
 
     def _shares(
         self, crops: Crops, found: Decomposition, row: Tensor, fitted: Tensor, problem: Problem, state: State
