@@ -288,11 +288,15 @@ def _loss(line: Tensor, place: Tensor, energy: Tensor, point: Tensor, direction:
 
 
 def _way_out(point: Tensor, direction: Tensor, gaps: Gaps) -> Tensor:
-    """How far each ray (R, 3) stays among dead voxels, in steps of half a voxel; it starts up to `FACE` before them."""
+    """How far each ray (R, 3) goes until it has left the dead voxels, in steps of half a voxel.
+
+    It starts at hits, and where a track runs along the face these lie up to `NEAR` before the first dead voxel.
+    """
     steps = torch.arange(0, 2 * int(LONGEST)) / 2
     where = point[:, None] + steps[:, None] * direction[:, None]
     dead = torch.from_numpy(gaps.of(torch.floor(where).long().flatten(0, 1).numpy()) >= 0).view(len(point), len(steps))
-    inside = dead | (steps <= FACE + 1)
+    entry = torch.where((dead & (steps < NEAR)).any(1), dead.int().argmax(1), 0)
+    inside = dead | (steps <= FACE + 1) | (torch.arange(len(steps)) < entry[:, None])
     left = torch.where(inside.all(1), len(steps), inside.int().argmin(1))
     return left / 2.0
 
