@@ -25,6 +25,9 @@ NEAR = 12.0
 TUBE = 2.0
 """Hits further from the line do not belong to the track."""
 
+ROUNDS = 3
+"""So many tracks are told apart where their hits at a face hang together."""
+
 LONGEST = 60.0
 """An end without partner is followed no further than this."""
 
@@ -86,10 +89,45 @@ def faces(hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor]:
 
 
 def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
-    """Ends of tracks: connected hits at the face of a gap, and the line through the hits of the track behind them."""
+    """Ends of tracks: connected hits at the face of a gap, and the line through the hits of the track behind them.
+
+    Tracks that meet at the face are told apart one by one: what lies off the line of the first is an end of another.
+    """
     gap, normal = faces(hits, gaps)
-    at_face = gap >= 0
-    piece, n = connected_pieces(hits.select(at_face))
+    own, n_own = connected_pieces(hits)
+    short = torch.bincount(own, minlength=n_own)[own] < 4
+    left, fresh = gap >= 0, torch.ones(len(own), dtype=torch.bool)
+    rounds = []
+    for _ in range(ROUNDS):
+        ends, at_face, piece = _ends_of(hits, gap, normal, left, fresh, own, short)
+        rounds.append(ends)
+        place = hits.coords[at_face].float() + 0.5
+        away = torch.linalg.cross(place - ends.position[piece], ends.direction[piece]).norm(dim=1)
+        nearest = torch.full((len(ends.event),), torch.inf).scatter_reduce(0, piece, away, "amin")
+        left = left.clone()
+        left[at_face[(away < TUBE) | (away == nearest[piece])]] = False
+        fresh = fresh.clone()
+        fresh[ends.row] = False
+        if not left.any():
+            break
+    order = torch.argsort(torch.cat([ends.event for ends in rounds]), stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    first = np.cumsum([0, *(len(ends.event) for ends in rounds)])
+    end = place[torch.cat([ends.end + int(k) for ends, k in zip(rounds, first, strict=False)])]
+    row = torch.cat([ends.row for ends in rounds])
+    by_end = torch.argsort(end, stable=True)
+    names = ("event", "gap", "normal", "position", "direction", "hits")
+    columns = [torch.cat([getattr(ends, name) for ends in rounds])[order] for name in names]
+    return Ends(*columns, end[by_end], row[by_end])
+
+
+def _ends_of(
+    hits: Voxels, gap: Tensor, normal: Tensor, left: Tensor, fresh: Tensor, own: Tensor, short: Tensor
+) -> tuple[Ends, Tensor, Tensor]:
+    """One end per connected piece of the hits that are ``left`` at faces; rows of these hits, and their pieces."""
+    at_face = left.nonzero()[:, 0]
+    piece, n = connected_pieces(hits.select(left))
     # Pieces are numbered in the order of their first hits, so they are sorted by event.
     first = torch.full((n,), len(piece)).scatter_reduce(0, piece, torch.arange(len(piece)), "amin")
     event, gap = hits.event[at_face][first], gap[at_face][first]
@@ -100,16 +138,15 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
     centroid = _sums(place * energy[:, None], piece, n) / _sums(energy[:, None], piece, n)
 
     end, row = near_pairs(centroid, event, hits, NEAR)
+    usable = fresh | left
+    end, row = end[usable[row]], row[usable[row]]
     place, energy = hits.coords[row].float() + 0.5, hits.signal[row]
     offset = place - centroid[end]
     behind = (offset * across[end]).sum(1) < 1.5
     end, row, place, energy, offset = (value[behind] for value in (end, row, place, energy, offset))
     # Another track may be as near: the first direction is that of the hits that hang together with the end.
-    own, n_own = connected_pieces(hits)
-    of_end = own[at_face][first]
-    short = torch.bincount(own, minlength=n_own)[of_end] < 4
-    same = own[row] == of_end[end]
-    close = (offset.norm(dim=1) < 0.6 * NEAR) & (same | short[end])
+    same = own[row] == own[at_face][first][end]
+    close = (offset.norm(dim=1) < 0.6 * NEAR) & (same | short[at_face][first][end])
     position, direction = _axis(end[close], place[close], energy[close], n)
     for _ in range(2):
         away = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1)
@@ -123,7 +160,8 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
     direction = torch.where(forward[:, None] < 0, -direction, direction)
     along = ((centroid - position) * direction).sum(1, keepdim=True)
     counts = torch.bincount(end[kept], minlength=n)
-    return Ends(event, gap, across, position + along * direction, direction, counts, end[kept], row[kept])
+    ends = Ends(event, gap, across, position + along * direction, direction, counts, end[kept], row[kept])
+    return ends, at_face, piece
 
 
 def near_pairs(point: Tensor, event: Tensor, hits: Voxels, radius: float) -> tuple[Tensor, Tensor]:
