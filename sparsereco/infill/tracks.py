@@ -28,6 +28,15 @@ TUBE = 2.0
 ROUNDS = 3
 """So many tracks are told apart where their hits at a face hang together."""
 
+BEHIND = 10
+"""So far behind two ends their line is looked for hits [voxels],"""
+
+BESIDE = 1.2
+"""this near to it [voxels],"""
+
+BACKED = 0.7
+"""and so much of the way must have some."""
+
 LONGEST = 60.0
 """An end without partner is followed no further than this."""
 
@@ -181,7 +190,7 @@ def near_pairs(point: Tensor, event: Tensor, hits: Voxels, radius: float) -> tup
 
 def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     """Joins ends that point at each other, and follows the others into the gap."""
-    first, second = _links(ends, gaps)
+    first, second, backed = _links(ends, hits, gaps)
     n = len(first)
     lone = torch.ones(len(ends.event), dtype=torch.bool)
     lone[first], lone[second] = False, False
@@ -190,9 +199,23 @@ def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     of_end = torch.full((len(ends.event),), -1)
     of_end[first], of_end[second] = torch.arange(n), torch.arange(n)
     of_end[ray] = n + torch.arange(len(ray))
-    line = of_end[ends.end]
+    line, row = of_end[ends.end], ends.row
+    if backed.any():
+        # Their ends pointed elsewhere: what counts are the hits on the line between them.
+        through = torch.zeros(n + len(ray), dtype=torch.bool)
+        through[:n] = backed
+        chord = normalize(ends.position[second] - ends.position[first], dim=1)
+        owner = torch.arange(n)[backed].repeat(2)
+        start = torch.cat([ends.position[first[backed]], ends.position[second[backed]]])
+        ahead = torch.cat([chord[backed], -chord[backed]])
+        near, extra = near_pairs(start, ends.event[first[owner]], hits, NEAR)
+        off = hits.coords[extra].float() + 0.5 - start[near]
+        depth = (off * ahead[near]).sum(1)
+        on = (depth < 1.5) & (torch.linalg.cross(off, ahead[near]).norm(dim=1) < TUBE)
+        line = torch.cat([line[~through[line]], owner[near[on]]])
+        row = torch.cat([row[~through[of_end[ends.end]]], extra[on]])
     order = torch.argsort(line, stable=True)
-    line, row = line[order], ends.row[order]
+    line, row = line[order], row[order]
     place, energy = hits.coords[row].float() + 0.5, hits.signal[row]
 
     total = n + len(ray)
@@ -282,8 +305,12 @@ def crossing(centre: Tensor, point: Tensor, direction: Tensor) -> Tensor:
     return (torch.maximum(a, b).amin(1) - torch.minimum(a, b).amax(1)).clamp(min=0)
 
 
-def _links(ends: Ends, gaps: Gaps) -> tuple[Tensor, Tensor]:
-    """Pairs of ends that point at each other through dead voxels, the best ones first; each end in one pair at most."""
+def _links(ends: Ends, hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor]:
+    """Pairs of ends that point at each other through dead voxels, the best ones first; each end in one pair at most.
+
+    A delta ray at a face turns the direction of an end: two ends also point at each other where the line between them
+    goes on through hits on both sides.
+    """
     counts = torch.bincount(ends.event, minlength=1)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     others = counts[ends.event]
@@ -306,6 +333,10 @@ def _links(ends: Ends, gaps: Gaps) -> tuple[Tensor, Tensor]:
     for forward, side, sure in zip(ahead, aside, known, strict=True):
         fits &= ((forward > 0.3 * length) & (side < room)) | ~sure
         cost += torch.where(sure, side / room, torch.full_like(side, 0.7))
+    backed = _backing(ends, hits, a, b)
+    through = torch.from_numpy(gaps.of(middle) >= 0) & (backed >= BACKED) & ~fits
+    cost = torch.where(through, 1.5 - backed, cost)
+    fits |= through
     cost += length / LONGEST
     order = torch.argsort(cost)
     order = order[fits[order]]
@@ -316,7 +347,30 @@ def _links(ends: Ends, gaps: Gaps) -> tuple[Tensor, Tensor]:
             pairs.append((one, other))
     pairs.sort()
     joined = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    return joined[:, 0], joined[:, 1]
+    n = len(ends.event)
+    known = torch.sort((a * n + b)[through])[0]
+    wanted = joined[:, 0] * n + joined[:, 1]
+    return joined[:, 0], joined[:, 1], torch.isin(wanted, known)
+
+
+def _backing(ends: Ends, hits: Voxels, a: Tensor, b: Tensor) -> Tensor:
+    """(P,) share of the way behind two ends, along the line through both, that has hits on it; the lesser of the two."""
+    near, row = near_pairs(ends.position, ends.event, hits, NEAR)
+    counts = torch.bincount(near, minlength=len(ends.event))
+    offsets = counts.cumsum(0) - counts
+    shares = []
+    for one, other in ((a, b), (b, a)):
+        number = counts[one]
+        pair = torch.arange(len(one)).repeat_interleave(number)
+        of = torch.arange(len(pair)) - (number.cumsum(0) - number)[pair] + offsets[one[pair]]
+        back = normalize(ends.position[one] - ends.position[other], dim=1)[pair]
+        off = hits.coords[row[of]].float() + 0.5 - ends.position[one][pair]
+        depth = (off * back).sum(1)
+        on = ((off - depth[:, None] * back).norm(dim=1) < BESIDE) & (depth >= 0) & (depth < BEHIND)
+        seen = torch.zeros(len(one), BEHIND)
+        seen[pair[on], depth[on].long()] = 1.0
+        shares.append(seen.mean(1))
+    return torch.minimum(*shares)
 
 
 def _loss(line: Tensor, place: Tensor, energy: Tensor, point: Tensor, direction: Tensor) -> Tensor:
