@@ -167,9 +167,15 @@ def _ends_of(
     kept = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1) < TUBE
     forward = 2 * (direction * across).sum(1) - _mean((offset * direction[end]).sum(1), end, n) / NEAR
     direction = torch.where(forward[:, None] < 0, -direction, direction)
-    along = ((centroid - position) * direction).sum(1, keepdim=True)
+    # The foremost hit at the face: a track may run along it for long.
+    place = hits.coords[at_face].float() + 0.5
+    along = ((place - position[piece]) * direction[piece]).sum(1)
+    away = torch.linalg.cross(place - position[piece], direction[piece]).norm(dim=1)
+    nearest = torch.full((n,), torch.inf).scatter_reduce(0, piece, away, "amin")
+    on = (away < TUBE) | (away == nearest[piece])
+    front = torch.full((n,), -torch.inf).scatter_reduce(0, piece[on], along[on], "amax")
     counts = torch.bincount(end[kept], minlength=n)
-    ends = Ends(event, gap, across, position + along * direction, direction, counts, end[kept], row[kept])
+    ends = Ends(event, gap, across, position + front[:, None] * direction, direction, counts, end[kept], row[kept])
     return ends, at_face, piece
 
 
