@@ -156,7 +156,7 @@ def _ends_of(
     # Another track may be as near: the first direction is that of the hits that hang together with the end.
     same = own[row] == own[at_face][first][end]
     close = (offset.norm(dim=1) < 0.6 * NEAR) & (same | short[at_face][first][end])
-    position, direction = _axis(end[close], place[close], energy[close], n)
+    position, direction = centroid, _straightest(end[close], place[close], centroid)
     for _ in range(2):
         away = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1)
         kept = away < TUBE
@@ -177,6 +177,43 @@ def _ends_of(
     counts = torch.bincount(end[kept], minlength=n)
     ends = Ends(event, gap, across, position + front[:, None] * direction, direction, counts, end[kept], row[kept])
     return ends, at_face, piece
+
+
+def _straightest(end: Tensor, place: Tensor, centre: Tensor) -> Tensor:
+    """(E, 3) direction of the line through each end that most hits lie on, the nearer ones counting more.
+
+    Through the centre of an end and each of its hits there is a line: unlike an axis of all hits, the best of them does
+    not turn where a delta ray or another track leaves the same place.
+
+    Args:
+        end: (M,) int64, ascending: the end of each hit.
+        place: (M, 3) centres of the hits.
+        centre: (E, 3) of the ends.
+    """
+    n, counts = len(centre), torch.bincount(end, minlength=len(centre))
+    first = counts.cumsum(0) - counts
+    line = torch.arange(len(end)).repeat_interleave(counts[end])
+    other = torch.arange(len(line)) - (counts[end].cumsum(0) - counts[end])[line] + first[end[line]]
+    offset = place - centre[end]
+    way = normalize(offset, dim=1)
+    depth = (offset[other] * way[line]).sum(1)
+    on = ((offset[other] - depth[:, None] * way[line]).norm(dim=1) < BESIDE) & (depth > -1)
+    score = torch.zeros(len(end)).index_add(0, line, on * torch.exp(-depth.clamp(min=0) / _FADE))
+    # Hits in and beside the centre say nothing of a direction, unless there are no others.
+    score = torch.where(offset.norm(dim=1) > _SURE, score, 1e-3 * score)
+    best = torch.zeros(n).scatter_reduce(0, end, score, "amax")
+    chosen = torch.full((n,), len(end)).scatter_reduce(
+        0, end, torch.where(score == best[end], torch.arange(len(end)), len(end)), "amin"
+    )
+    upwards = torch.tensor([[0.0, 0.0, 1.0]])
+    return torch.cat([way, upwards])[chosen]
+
+
+_FADE = 8.0
+"""A hit this far from an end counts e times less for its first direction [voxels]."""
+
+_SURE = 3.0
+"""The first direction is the way to a hit at least this far from the end, where there is one [voxels]."""
 
 
 def near_pairs(point: Tensor, event: Tensor, hits: Voxels, radius: float) -> tuple[Tensor, Tensor]:
@@ -360,7 +397,7 @@ def _links(ends: Ends, hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor]:
 
 
 def _backing(ends: Ends, hits: Voxels, a: Tensor, b: Tensor) -> Tensor:
-    """(P,) share of the way behind two ends, along the line through both, that has hits on it; the lesser of the two."""
+    """(P,) share of the way behind two ends, along the line through both, with hits on it; the lesser of the two."""
     near, row = near_pairs(ends.position, ends.event, hits, NEAR)
     counts = torch.bincount(near, minlength=len(ends.event))
     offsets = counts.cumsum(0) - counts
