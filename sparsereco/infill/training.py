@@ -34,6 +34,8 @@ class TrackStream:
     """File of `tools/simulate.py lar-bank`."""
     mixed: float = 0.5
     """Share of batches with many short, scattered and stopping tracks; the others are single muons."""
+    hadrons: float = 0.5
+    """Share of those whose tracks are mostly hadrons that interact on their way."""
     widest: int = 16
     """Widest gap between boxes [voxels]."""
     spread: float = 220.0
@@ -69,7 +71,8 @@ def draw_problem(
     gaps = Gaps(detector)
     centre, across = random_points_in_gaps(gaps, n, generator)
     mixed = bool(torch.rand((), generator=generator) < stream.mixed)
-    kind = COMPOSITIONS["mixed"] if mixed else replace(COMPOSITIONS["muon"], cosine=0.1)
+    hadrons = bool(torch.rand((), generator=generator) < stream.hadrons)
+    kind = COMPOSITIONS["hadrons" if hadrons else "mixed"] if mixed else replace(COMPOSITIONS["muon"], cosine=0.1)
     tracks = draw_tracks(source, kind, centre, across, stream.spread, generator)
     segments, _ = source.segments(tracks, n)
     hits, missing, _ = mask(measure(segments, detector, generator), gaps)
