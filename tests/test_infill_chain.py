@@ -14,9 +14,11 @@ from sparsereco.infill.candidates import FEATURES, bend, make_problem
 from sparsereco.infill.chain import InfillChain, pose
 from sparsereco.infill.channels import Channels
 from sparsereco.infill.config import InfillConfig
+from sparsereco.infill.ends import find_ends
+from sparsereco.infill.fits import crossing, refined
 from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
-from sparsereco.infill.tracks import crossing, find_ends, find_lines, refined
+from sparsereco.infill.tracks import find_lines
 from sparsereco.segments import Segments, voxelize
 from sparsereco.voxels import VoxelError, Voxels
 

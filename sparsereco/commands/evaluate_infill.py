@@ -187,8 +187,9 @@ def baselines(
 
     from sparsereco.infill import baselines as simple
     from sparsereco.infill.chain import to_voxels
+    from sparsereco.infill.ends import find_ends
     from sparsereco.infill.metrics import VoxelSet
-    from sparsereco.infill.tracks import find_ends, find_lines
+    from sparsereco.infill.tracks import find_lines
 
     parts: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     shape = (len(events), gaps.n)

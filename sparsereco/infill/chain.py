@@ -25,9 +25,10 @@ from sparsereco import checkpoint
 from sparsereco.infill.candidates import Problem, bend, make_problem
 from sparsereco.infill.checks import check_charge_hits
 from sparsereco.infill.config import InfillConfig
+from sparsereco.infill.ends import Ends, find_ends
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig
-from sparsereco.infill.tracks import Ends, Lines, find_ends, find_lines
+from sparsereco.infill.tracks import Lines, find_lines
 from sparsereco.schema import INFILL
 from sparsereco.voxels import VoxelError, Voxels
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsereco.infill.candidates import Problem, bend, make_problem
+from sparsereco.infill.ends import find_ends
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.infill.model import Filler, answers, filler_loss
 from sparsereco.infill.physics import Physics
-from sparsereco.infill.tracks import find_ends, find_lines
+from sparsereco.infill.tracks import find_lines
 from sparsereco.sim.lartpc import (
     COMPOSITIONS,
     TrackSource,
