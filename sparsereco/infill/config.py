@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class InfillConfig:
     """Settings of the infill chain; the geometry comes on its own."""
 
-    min_prob: float = 0.35
+    min_prob: float = 0.45
     """Candidates with a lower probability are left out (0 to 1), but for those that the next setting adds."""
     min_expected: float = 0.7
     """A voxel is also filled where at least so many missing ones are expected in and beside it that no filled one
