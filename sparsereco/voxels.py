@@ -131,8 +131,8 @@ def rows_of(offsets: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
     return owner, torch.arange(len(owner), device=events.device) + first[owner]
 
 
-def connected_pieces(voxels: Voxels) -> tuple[Tensor, int]:
-    """Connected pieces of 3D events over the 26 neighbours: (N,) piece of each voxel, and how many there are."""
+def touching(voxels: Voxels) -> tuple[Tensor, Tensor]:
+    """Pairs of 3D voxels of an event that touch, by a corner at least: (M,) row and (M,) later row, each pair once."""
     n = len(voxels.coords)
     coords = voxels.coords.long() + 1  # a guard row on each side, so that a step never wraps into the next line
     sizes = [size + 2 for size in voxels.grid]
@@ -142,11 +142,17 @@ def connected_pieces(voxels: Voxels) -> tuple[Tensor, int]:
     wanted = key + offsets[:, None]  # (13, N)
     found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
     near = key[found] == wanted
-    a, b = near.nonzero()[:, 1].cpu().numpy(), found[near].cpu().numpy()
+    return near.nonzero()[:, 1], found[near]
+
+
+def connected_pieces(voxels: Voxels) -> tuple[Tensor, int]:
+    """Connected pieces of 3D events over the 26 neighbours: (N,) piece of each voxel, and how many there are."""
+    n = len(voxels.coords)
+    a, b = (row.cpu().numpy() for row in touching(voxels))
     n_pieces, piece = (
         connected_components(coo_array(([True] * len(a), (a, b)), shape=(n, n)), directed=False) if n else (0, [])
     )
-    return torch.as_tensor(piece, dtype=torch.int64, device=key.device), n_pieces
+    return torch.as_tensor(piece, dtype=torch.int64, device=voxels.coords.device), n_pieces
 
 
 def _refuse(bad: Tensor, values: Tensor, event: Tensor, why: str) -> None:

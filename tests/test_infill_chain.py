@@ -13,10 +13,13 @@ from sparsereco.infill import baselines
 from sparsereco.infill.candidates import FEATURES, bend, make_problem
 from sparsereco.infill.chain import InfillChain, pose
 from sparsereco.infill.channels import Channels
+from sparsereco.infill.choice import choose
 from sparsereco.infill.config import InfillConfig
+from sparsereco.infill.ends import find_ends
+from sparsereco.infill.fits import crossing, refined
 from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
-from sparsereco.infill.tracks import crossing, find_ends, find_lines, refined
+from sparsereco.infill.tracks import find_lines
 from sparsereco.segments import Segments, voxelize
 from sparsereco.voxels import VoxelError, Voxels
 
@@ -116,6 +119,36 @@ def test_two_crossing_tracks_are_joined_with_their_own_ends() -> None:
     slope = (lines.direction[:, 1] / lines.direction[:, 0])[lines.linked]
     # They meet in the middle of the gap, so whatever else is joined there would not slope by a third.
     assert sorted(slope.tolist()) == pytest.approx([-1 / 3, 1 / 3], abs=0.03)
+
+
+def test_tracks_whose_hits_at_a_face_hang_together_have_an_end_each() -> None:
+    # Two tracks five voxels apart at the near face, with a bridge of hits between them along it.
+    both = ((-180.0, -19.0, 2.0), (180.0, 1.0, 2.0)), ((-180.0, 18.0, 2.0), (180.0, -2.0, 2.0))
+    hits, _ = tracks(*both, ((-20.9, -10.0, 2.0), (-20.9, 9.0, 2.0)))
+    _, lines, _ = pose(hits, Gaps(SLAB))
+    slope = (lines.direction[:, 1] / lines.direction[:, 0])[lines.linked]
+    assert sorted(slope.tolist()) == pytest.approx([-1 / 18, 1 / 18], abs=0.03)
+
+
+def test_a_ray_along_the_face_goes_on_into_the_gap() -> None:
+    # It runs along the gap, 5 degrees from the face, for 40 voxels of hits and 100 of gap; 20 of these are left.
+    hits, missing = tracks(((-33.0, -90.0, 5.0), (3.0, 90.0, 5.0)))
+    gaps = Gaps(SLAB)
+    _, lines, problem = pose(hits, gaps)
+    assert lines.linked.tolist() == [False]
+    assert float(lines.length[0]) > 20
+    hit, _ = answers(problem, missing)
+    assert int(hit.sum()) > 0.8 * len(missing.coords)
+
+
+def test_a_delta_ray_at_a_face_does_not_keep_a_track_from_being_joined() -> None:
+    straight = ((-180.0, -60.0, 2.0), (180.0, 60.0, 2.0))
+    for side in (-19.0, 19.0):
+        y = side / 3
+        hits, _ = tracks(straight, ((side * 1.2, y, 2.0), (side * 2.5, y + 50.0, 2.0)))
+        _, lines, _ = pose(hits, Gaps(SLAB))
+        slope = (lines.direction[:, 1] / lines.direction[:, 0])[lines.linked]
+        assert slope.tolist() == pytest.approx([1 / 3], abs=0.03)
 
 
 def test_a_bend_passes_through_both_ends_along_their_directions() -> None:
@@ -234,6 +267,27 @@ def test_dead_channels_are_filled(tmp_path: Path) -> None:
     assert set(filled.fill_gap.tolist()) <= set(filled.gap_id.tolist())
 
 
+def test_one_voxel_is_filled_where_several_share_what_is_expected() -> None:
+    hits, _ = tracks(SLANTED)
+    gaps = Gaps(SLAB)
+    _, _, problem = pose(hits, gaps)
+    settings = InfillConfig(min_prob=0.5, min_expected=1.0, min_peak=0.6)
+    coords = problem.coords.long()
+    middle = coords[coords[:, 0] == 55].float().mean(0).round().long()
+    probability = torch.zeros(len(coords))
+    probability[(coords[:, 0] == 50).nonzero()[0]] = 0.9
+    probability[(coords - middle).abs().amax(1) <= 1] = 0.1  # 27 of them
+    chosen = choose(problem, probability, gaps.n, settings)
+    assert coords[chosen][:, 0].tolist().count(50) == 1
+    assert (coords[chosen] == middle).all(1).tolist().count(True) == 1
+    assert int(chosen.sum()) == 2
+    # A filled voxel beside them makes it needless; as does a gap without a likely one.
+    probability[(coords == middle).all(1)] = 0.7
+    assert (choose(problem, probability, gaps.n, settings) == (probability >= 0.5)).all()
+    probability[probability > 0.5] = 0.3
+    assert not choose(problem, probability, gaps.n, settings).any()
+
+
 def test_a_gap_without_a_likely_voxel_is_left_alone() -> None:
     event = records(tracks(SLANTED)[0])
     filled = InfillChain(SLAB, InfillConfig(min_prob=0.0, min_peak=1.0))(event)[0]
@@ -267,7 +321,7 @@ def test_bad_events_are_named(chain: InfillChain, change: dict, message: str) ->
         chain(ak.zip({name: ak.Array(values) for name, values in event.items()}, depth_limit=1))
 
 
-@pytest.mark.parametrize("values", [{"min_prob": 1.5}, {"min_peak": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize("values", [{"min_prob": 1.5}, {"min_expected": 0}, {"min_peak": -1}, {"batch_size": 0}])
 def test_settings_out_of_range(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         InfillConfig(**values)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsereco.infill import metrics
+from sparsereco.infill import causes, metrics
 from sparsereco.infill.metrics import Truth, VoxelSet
 
 
@@ -99,7 +99,27 @@ def test_a_piece_that_no_hit_touches_is_unreached() -> None:
     missing = voxels(*((0, (x, 0, 0), 1.0) for x in (0, 1, 4, 5)), (1, (0, 0, 0), 1.0))
     t = replace(truth(ROW), voxels=missing)
     hits = voxels((0, (-1, 1, 0), 1.0))
-    assert metrics.unreached(t, hits).tolist() == [False, False, True, True, True]
+    assert causes.unreached(t, hits).tolist() == [False, False, True, True, True]
+
+
+def test_contacts_are_the_places_where_hits_touch_a_track() -> None:
+    missing = voxels(*((0, (x, y, 0), 1.0) for y in (0, 1, 8) for x in range(3)), (1, (0, 0, 0), 1.0))
+    t = truth(missing, part=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3])
+    # Two hits in one place before the first track, one behind it; the second touches the hits of the first, too.
+    hits = voxels((0, (-1, 0, 0), 1.0), (0, (-2, 0, 0), 1.0), (0, (-1, 7, 0), 1.0), (0, (3, -1, 0), 1.0))
+    assert causes.contacts(t, hits).tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
+    assert causes.contacts(t, voxels()).tolist() == [0] * 10
+
+
+def test_recall_and_its_limit_by_contacts() -> None:
+    missing = voxels(*((0, (x, 0, 0), 1.0) for x in range(4)), (1, (0, 0, 0), 1.0))
+    t, count = truth(missing), np.array([1, 1, 2, 2, 0])
+    rows = causes.by_contacts(t, metrics.match(t, voxels((0, (0, 0, 0), 1.0))), count)
+    assert [row["contacts"] for row in rows] == ["none", "one", "two or more"]
+    assert [row["share"].value for row in rows] == [0.2, 0.4, 0.4]
+    assert [row["recall_near"].value for row in rows] == [0.0, 1.0, 0.0]
+    best = causes.limit(t, count)
+    assert (best["precision"].value, best["recall"].value) == (1.0, 0.8)
 
 
 def test_coverage_is_of_rightly_filled_voxels() -> None:

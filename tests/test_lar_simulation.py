@@ -19,7 +19,7 @@ from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.schema import CHARGE_HITS
 from sparsereco.segments import Segments, voxelize
 from sparsereco.sim import lar_sample
-from sparsereco.sim.lartpc import COMPOSITIONS, MIP, SegmentBank, TrackSource, recombined
+from sparsereco.sim.lartpc import COMPOSITIONS, MIP, SegmentBank, TrackSource, draw_tracks, recombined
 
 EDEP = ROOT.parent / "shared" / "data" / "lar" / "ynashed_module0_corsika.h5"
 RANGES = ROOT.parent / "shared" / "data" / "lar" / "geometry" / "csda_pE_liquid_argon.txt"
@@ -103,7 +103,7 @@ def test_a_bank_keeps_steps_below_a_voxel(lar_bank: SegmentBank, tmp_path: Path)
     np.testing.assert_array_equal(again.energy, lar_bank.energy)
 
 
-@pytest.mark.parametrize("kind", ["muon", "mixed"])
+@pytest.mark.parametrize("kind", ["muon", "mixed", "hadrons"])
 def test_hits_are_live_and_missing_voxels_dead(lar_bank: SegmentBank, kind: str) -> None:
     gaps = Gaps(SLAB)
     draw = lar_sample.from_tracks(TrackSource(lar_bank), COMPOSITIONS[kind])
@@ -124,6 +124,24 @@ def test_every_muon_leaves_something_in_its_gap(lar_bank: SegmentBank) -> None:
     draw = lar_sample.from_tracks(TrackSource(lar_bank), COMPOSITIONS["muon"])
     sample = draw(Gaps(SLAB), 50, torch.Generator().manual_seed(2))
     assert int((sample.missing.offsets.diff() > 0).sum()) >= 45  # a few scatter past this small detector
+
+
+def test_hadrons_that_interact_are_cut_and_others_start_there(lar_bank: SegmentBank) -> None:
+    source, kind = TrackSource(lar_bank), replace(COMPOSITIONS["hadrons"], interaction=30.0)
+    tracks = draw_tracks(source, kind, torch.zeros(20, 3), torch.eye(3)[:1].repeat(20, 1), 50.0, generator=seeded(3))
+    assert (tracks.event.diff() >= 0).all()
+    tip, cut = source.tips(tracks)
+    assert int(cut.sum()) > 10
+    assert set(source.pdg[tracks.track[cut]].tolist()) <= {211, 2212}
+    apart = (tip[cut][:, None] - tracks.start).norm(dim=2)
+    assert float(apart.amin(1).max()) < 1e-3  # something starts where each of them ends
+    segments, owner = source.segments(tracks, 20)
+    away = (segments.start - tracks.start[owner]).norm(dim=1)
+    assert (away < tracks.reach[owner] + 1e-3).all()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def write_segments(path: Path, n: int = 30, **changed: np.ndarray) -> Path:

@@ -40,6 +40,7 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
     "oracle": "chain",
     "baselines": "baselines",
     "metrics": "plots",
+    "causes": "plots",
     "region_metrics": "plots",
     "plots": "plots",
     "figures": "plots",

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`), operators (`kernels`), pages.
+"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`), operators (`kernels`), limits,
+pages.
 
 `tools/benchmark.py NAME --help` says more.
 """
@@ -83,6 +84,15 @@ example:
   tools/benchmark.py slides --bank banks/lar.npz --held-out banks/lar_test.npz
 """
 
+LIMIT = """\
+How well the missing voxels of muons are told by whoever knows the path of each muon exactly, and which voxels on it are
+above threshold, but not its delta rays: a limit for the infill, on the sample of muons that `tools/simulate.py infill
+--detector gap10 --preset muon` makes with the same bank, number and seed.
+
+example:
+  tools/benchmark.py limit --bank banks/lar_test.npz --events 2000 --seed 41
+"""
+
 SCALE = """\
 `tools/reco.py vertex` without workers and on ever more local ones, in turns, start of the processes included: whether
 the values are equal to the last bit, events per second, processor time and peak memory of `reco.py` and of its workers.
@@ -159,6 +169,10 @@ def parsers() -> jsonargparse.ArgumentParser:
     slides.add_argument("--steps", type=int, default=250, help="steps of 8 muons each")
     slides.add_argument("--events", type=int, default=120, help="muons to score on, and as many for the threshold")
     slides.add_argument("--threads", type=int, default=1, help="threads of torch")
+    limit = cli.new_parser(LIMIT)
+    limit.add_argument("--bank", type=str, metavar="FILE", required=True, help="bank of tracks")
+    limit.add_argument("--events", type=int, default=2000, help="muons")
+    limit.add_argument("--seed", type=int, default=41, help="of the sample")
     faults = cli.new_parser(FAULTS)
     faults.add_argument("--files", type=int, default=1000, help="spoilt files; 0: none")
     faults.add_argument("--kills", type=int, default=50, help="killed runs; 0: none")
@@ -193,6 +207,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
         ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
+        ("limit", limit, "what is told of muons by their exact paths"),
         ("scale", scale, "the vertex chain on ever more workers"),
         ("plan", plan, "what a production costs, and simulated runs of it"),
         ("faults", faults, "spoilt files, kills, full disks"),

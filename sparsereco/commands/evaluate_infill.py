@@ -53,7 +53,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     import numpy as np
 
     from sparsereco.events import check_finite, check_same_events, read_provenance
-    from sparsereco.infill import figures, metrics
+    from sparsereco.infill import causes, figures, metrics
     from sparsereco.infill.gaps import Gaps, detector_of
     from sparsereco.io import read, survey
     from sparsereco.provenance import environment
@@ -91,6 +91,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     stated = (ak.flatten(reco[name]).to_numpy() for name in ("gap_id", "gap_e"))
     true, expected = metrics.energies(truth, filler.filled)[0], metrics.expected_energies(truth, seen, *stated)
     used = single & (true > 0)
+    touched = causes.contacts(truth, hits)
     within, pull = metrics.coverage(filler, truth, error)
     calibration = metrics.calibration(probability, filler.exact >= 0)
     mistakes, mistakes_beside = metrics.mistakes(truth, filler.filled, beside)
@@ -98,7 +99,9 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         "expected_energy": metrics.energy_scores(true[used], expected[used]),
         "coverage": within,
         "calibration": calibration,
-        "unreached": fraction(metrics.unreached(truth, hits)),
+        "unreached": fraction(causes.unreached(truth, hits)),
+        "by_contacts": causes.by_contacts(truth, filler, touched),
+        "limit": causes.limit(truth, touched),
         "mistakes": mistakes,
         "mistakes_beside": mistakes_beside,
     }
@@ -187,8 +190,9 @@ def baselines(
 
     from sparsereco.infill import baselines as simple
     from sparsereco.infill.chain import to_voxels
+    from sparsereco.infill.ends import find_ends
     from sparsereco.infill.metrics import VoxelSet
-    from sparsereco.infill.tracks import find_ends, find_lines
+    from sparsereco.infill.tracks import find_lines
 
     parts: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     shape = (len(events), gaps.n)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsereco.infill.ends import Ends
+from sparsereco.infill.fits import crossing
 from sparsereco.infill.gaps import Gaps
-from sparsereco.infill.tracks import Ends, Lines, crossing
+from sparsereco.infill.tracks import Lines
 from sparsereco.ops import path_lengths
 from sparsereco.voxels import Voxels
 

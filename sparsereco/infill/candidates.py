@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.infill.ends import NEAR
+from sparsereco.infill.fits import crossing, near_pairs
 from sparsereco.infill.gaps import Gaps
-from sparsereco.infill.tracks import NEAR, Lines, crossing, near_pairs
+from sparsereco.infill.tracks import Lines
 from sparsereco.voxels import Voxels
 
 RADIUS = 2.3

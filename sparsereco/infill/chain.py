@@ -24,10 +24,12 @@ from torch import Tensor
 from sparsereco import checkpoint
 from sparsereco.infill.candidates import Problem, bend, make_problem
 from sparsereco.infill.checks import check_charge_hits
+from sparsereco.infill.choice import choose
 from sparsereco.infill.config import InfillConfig
+from sparsereco.infill.ends import Ends, find_ends
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig
-from sparsereco.infill.tracks import Ends, Lines, find_ends, find_lines
+from sparsereco.infill.tracks import Lines, find_lines
 from sparsereco.schema import INFILL
 from sparsereco.voxels import VoxelError, Voxels
 
@@ -81,10 +83,7 @@ class InfillChain:
         with torch.inference_mode():
             filling = self.filler(problem.to(self.device))
         probability, energy, error = (v.cpu() for v in (filling.probability, filling.energy, filling.error))
-        kept = probability >= self.config.min_prob
-        _, place = torch.unique(problem.event * self.gaps.n + problem.gap, return_inverse=True)
-        peak = torch.zeros(len(place)).scatter_reduce(0, place, probability, "amax")
-        kept &= peak[place] >= self.config.min_peak
+        kept = choose(problem, probability, self.gaps.n, self.config)
         event, gap = problem.event[kept], problem.gap[kept]
         where = self.gaps.detector.centre(problem.coords[kept].numpy())
         columns = {f"fill_{axis}": (event, where[:, i]) for i, axis in enumerate("xyz")}

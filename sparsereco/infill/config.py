@@ -12,9 +12,12 @@ from dataclasses import dataclass
 class InfillConfig:
     """Settings of the infill chain; the geometry comes on its own."""
 
-    min_prob: float = 0.4
-    """Candidates with a lower probability are left out (0 to 1)."""
-    min_peak: float = 0.6
+    min_prob: float = 0.45
+    """Candidates with a lower probability are left out (0 to 1), but for those that the next setting adds."""
+    min_expected: float = 0.7
+    """A voxel is also filled where at least so many missing ones are expected in and beside it that no filled one
+    touches; more than 27 there cannot be."""
+    min_peak: float = 0.5
     """A gap whose likeliest candidate in an event has a lower probability is left alone (0 to 1)."""
     batch_size: int = 32
     """Events per forward pass; changes speed and memory, not results."""
@@ -25,5 +28,7 @@ class InfillConfig:
         for name in ("min_prob", "min_peak"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not self.min_expected > 0:
+            raise ValueError(f"min_expected must be positive, got {self.min_expected}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")

@@ -155,6 +155,8 @@ def headline(summary: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
         ("network, unlikely voxels too: energy per crossing, bias of the sum", _percent(expected["bias_of_sum"]), "%"),
         ("energy per crossing: own fluctuation of the tracks", _percent(summary["own_fluctuation"]), "%"),
         ("missing voxels in pieces that no hit leads to", _percent(summary["unreached"]), "%"),
+        ("missing voxels of tracks that touch no hit", _percent(summary["by_contacts"][0]["share"]), "%"),
+        ("limit of F1 within one voxel: all of the other tracks, nothing else", summary["limit"]["f1_near"], ""),
         ("voxel energies within one stated error", _percent(summary["coverage"]), "%"),
         ("expected calibration error of the probability", summary["calibration"]["ece"], ""),
         ("empty gaps filled by mistake, of all", _percent(summary["mistakes"]), "%"),
@@ -194,6 +196,10 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
         (row["tracks"], *(format_estimate(numbers["by_tracks"][i]["f1"]) for numbers in methods.values()))
         for i, row in enumerate(next(iter(methods.values()))["by_tracks"])
     )
+    contacts = tuple(
+        (row["contacts"], *(format_estimate(_percent(row[key]), "%") for key in ("share", "recall_near")))
+        for row in summary["by_contacts"]
+    )
     return [
         Section("Summary", "", ("quantity", "value", "entries"), headline(summary)),
         Section(
@@ -224,6 +230,13 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
         Section("By gap width", "", ("voxels", *methods, "tracks"), by("by_width", "width")),
         Section("By particle", "PDG code.", ("particle", *methods, "tracks"), by("by_particle", "pdg")),
         Section("F1 by tracks in gaps", "Of events with that many.", ("tracks", *methods), tracks),
+        Section(
+            "Recall of the network by what there is to see",
+            "At how many places hits touch a track in the gap: a track that touches none, as a secondary inside, is "
+            "not to be known; one that touches one stops, scatters or leaves the detector, or runs along the gap.",
+            ("places", "of the missing voxels", "filled within one voxel"),
+            contacts,
+        ),
         Section("Calibration", "Probabilities and errors of the filled voxels.", figure="calibration"),
         Section("Events", "Energy summed along the third axis; shaded: the gap.", figure="display"),
     ]

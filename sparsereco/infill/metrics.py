@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from sparsereco.stats import Estimate, fraction, median, quantile, spread
@@ -66,10 +64,10 @@ class Match:
 
 def match(truth: Truth, filled: VoxelSet) -> Match:
     """Finds for every voxel of either side the nearest of the other in its event."""
-    ours, theirs = _places(filled), _places(truth.voxels)
-    away, at = _nearest(ours, theirs)
-    missed_by, _ = _nearest(theirs, ours)
-    near, found_near = (_nearest(a, b, np.inf)[0] <= 1 for a, b in ((ours, theirs), (theirs, ours)))
+    ours, theirs = places(filled), places(truth.voxels)
+    away, at = nearest(ours, theirs)
+    missed_by, _ = nearest(theirs, ours)
+    near, found_near = (nearest(a, b, np.inf)[0] <= 1 for a, b in ((ours, theirs), (theirs, ours)))
     exact = np.where(away == 0, at, -1)
     return Match(filled, exact, near, missed_by == 0, found_near, away, missed_by)
 
@@ -78,11 +76,12 @@ APART = 1e5
 """Events lie this far from each other along a fourth axis [voxels]."""
 
 
-def _places(voxels: VoxelSet) -> NDArray[np.float64]:
+def places(voxels: VoxelSet) -> NDArray[np.float64]:
+    """(N, 4): their index, and the event along a fourth axis, on which events lie far apart."""
     return np.concatenate([voxels.coords, APART * voxels.event[:, None]], 1).astype(np.float64)
 
 
-def _nearest(a: NDArray, b: NDArray, p: float = 2.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def nearest(a: NDArray, b: NDArray, p: float = 2.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distance of each of (A, 4) places to the nearest of (B, 4) in the same event, inf without any, and its row."""
     if not len(a) or not len(b):
         return np.full(len(a), np.inf), np.full(len(a), -1)
@@ -179,21 +178,6 @@ def expected_energies(
     said = np.zeros((truth.n_events, len(truth.width)))
     said[event, gap] = energy
     return said
-
-
-TOUCH = 1.8
-"""Voxels with centres this near touch, by a corner at least [voxels]."""
-
-
-def unreached(truth: Truth, hits: VoxelSet) -> NDArray[np.bool_]:
-    """(N,) whether a missing voxel belongs to a connected piece of them that touches no hit: nothing leads there."""
-    places = _places(truth.voxels)
-    pairs = cKDTree(places).query_pairs(TOUCH, output_type="ndarray")
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(places), len(places)))
-    n, piece = connected_components(graph, directed=False)
-    touched = np.zeros(n, bool)
-    touched[piece[_nearest(places, _places(hits))[0] < TOUCH]] = True
-    return ~touched[piece]
 
 
 def crossings(truth: Truth) -> tuple[NDArray, NDArray, NDArray]:

@@ -1,4 +1,4 @@
-"""Where tracks run into gaps, which of their ends belong together, and the lines that lead from one to the other.
+"""Which ends of tracks belong together, and the lines that lead through gaps from one to the other.
 
 All lengths are in voxels; voxel i spans i to i + 1. Everything is done for all events of a batch at once.
 """
@@ -7,40 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.infill.ends import FACE, NEAR, TUBE, Ends
+from sparsereco.infill.fits import BESIDE, loss_on, near_pairs, principal_axis, refined
 from sparsereco.infill.gaps import Gaps
-from sparsereco.voxels import Voxels, connected_pieces
-
-FACE = 2
-"""A hit this near to a dead voxel, along an axis, lies at the face of the gap."""
-
-NEAR = 12.0
-"""Hits this near to an end tell where the track goes."""
-
-TUBE = 2.0
-"""Hits further from the line do not belong to the track."""
+from sparsereco.voxels import Voxels
 
 LONGEST = 60.0
 """An end without partner is followed no further than this."""
 
+BEHIND = 10
+"""So far behind two ends their line is looked for hits."""
 
-@dataclass(frozen=True)
-class Ends:
-    """Ends of tracks at the faces of gaps, sorted by event."""
-
-    event: Tensor  # (E,) int64
-    gap: Tensor  # (E,) int64
-    normal: Tensor  # (E, 3) across the face, into the gap
-    position: Tensor  # (E, 3) where the track meets the face: on its line
-    direction: Tensor  # (E, 3) unit vector into the gap
-    hits: Tensor  # (E,) int64, number of hits that the line was fitted to
-    end: Tensor  # (M,) int64: row ``row[m]`` of the hits belongs to end ``end[m]``
-    row: Tensor  # (M,) int64
+BACKED = 0.7
+"""Ends that point elsewhere are joined where at least this share of the way behind both has hits."""
 
 
 @dataclass(frozen=True)
@@ -68,82 +51,9 @@ class Lines:
         return len(self.event)
 
 
-def faces(hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor]:
-    """The gap next to each hit, (N,) or -1, and the way to it: (N, 3) unit vector along an axis, or 0."""
-    coords = hits.coords.numpy().astype(np.int64)
-    gap = np.full(len(coords), -1)
-    normal = np.zeros((len(coords), 3), np.float32)
-    for step in range(FACE, 0, -1):  # what is nearer overwrites what is further
-        for axis in range(3):
-            for sign in (-1, 1):
-                move = np.zeros(3, np.int64)
-                move[axis] = sign * step
-                there = gaps.of(coords + move)
-                found = there >= 0
-                gap[found] = there[found]
-                normal[found] = np.sign(move)
-    return torch.from_numpy(gap), torch.from_numpy(normal)
-
-
-def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
-    """Ends of tracks: connected hits at the face of a gap, and the line through the hits of the track behind them."""
-    gap, normal = faces(hits, gaps)
-    at_face = gap >= 0
-    piece, n = connected_pieces(hits.select(at_face))
-    # Pieces are numbered in the order of their first hits, so they are sorted by event.
-    first = torch.full((n,), len(piece)).scatter_reduce(0, piece, torch.arange(len(piece)), "amin")
-    event, gap = hits.event[at_face][first], gap[at_face][first]
-    across = _sums(normal[at_face], piece, n)
-    across = normalize(across, dim=1)
-    energy = hits.signal[at_face]
-    place = hits.coords[at_face].float() + 0.5
-    centroid = _sums(place * energy[:, None], piece, n) / _sums(energy[:, None], piece, n)
-
-    end, row = near_pairs(centroid, event, hits, NEAR)
-    place, energy = hits.coords[row].float() + 0.5, hits.signal[row]
-    offset = place - centroid[end]
-    behind = (offset * across[end]).sum(1) < 1.5
-    end, row, place, energy, offset = (value[behind] for value in (end, row, place, energy, offset))
-    # Another track may be as near: the first direction is that of the hits that hang together with the end.
-    own, n_own = connected_pieces(hits)
-    of_end = own[at_face][first]
-    short = torch.bincount(own, minlength=n_own)[of_end] < 4
-    same = own[row] == of_end[end]
-    close = (offset.norm(dim=1) < 0.6 * NEAR) & (same | short[end])
-    position, direction = _axis(end[close], place[close], energy[close], n)
-    for _ in range(2):
-        away = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1)
-        kept = away < TUBE
-        position, direction = _axis(end[kept], place[kept], energy[kept], n)
-    loss = _loss(end[kept], place[kept], energy[kept], position, direction)
-    position, direction = refined(position, direction, loss, end[kept], place[kept], energy[kept])
-    # Into the gap: along the face's normal, or where the track runs along the face, away from its hits.
-    kept = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1) < TUBE
-    forward = 2 * (direction * across).sum(1) - _mean((offset * direction[end]).sum(1), end, n) / NEAR
-    direction = torch.where(forward[:, None] < 0, -direction, direction)
-    along = ((centroid - position) * direction).sum(1, keepdim=True)
-    counts = torch.bincount(end[kept], minlength=n)
-    return Ends(event, gap, across, position + along * direction, direction, counts, end[kept], row[kept])
-
-
-def near_pairs(point: Tensor, event: Tensor, hits: Voxels, radius: float) -> tuple[Tensor, Tensor]:
-    """All pairs of a point and a hit of the same event within a radius: (M,) point, ascending, and (M,) row."""
-    if not len(point) or not len(hits.coords):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    apart = 4.0 * (max(hits.grid) + radius)  # events lie side by side, further than anything reaches
-    places = [
-        np.concatenate([xyz.numpy().astype(np.float64) + np.array([apart, 0, 0]) * one.numpy()[:, None]], 1)
-        for xyz, one in ((point, event), (hits.coords.float() + 0.5, hits.event))
-    ]
-    found = cKDTree(places[0]).sparse_distance_matrix(cKDTree(places[1]), radius, output_type="ndarray")
-    a, b = torch.from_numpy(found["i"].astype(np.int64)), torch.from_numpy(found["j"].astype(np.int64))
-    order = torch.argsort(a * (len(hits.coords) + 1) + b)
-    return a[order], b[order]
-
-
 def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     """Joins ends that point at each other, and follows the others into the gap."""
-    first, second = _links(ends, gaps)
+    first, second, backed = _links(ends, hits, gaps)
     n = len(first)
     lone = torch.ones(len(ends.event), dtype=torch.bool)
     lone[first], lone[second] = False, False
@@ -152,18 +62,22 @@ def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     of_end = torch.full((len(ends.event),), -1)
     of_end[first], of_end[second] = torch.arange(n), torch.arange(n)
     of_end[ray] = n + torch.arange(len(ray))
-    line = of_end[ends.end]
+    line, row = of_end[ends.end], ends.row
+    # Where the ends pointed elsewhere, what counts are the hits on the line between them.
+    own = ~torch.isin(line, backed)
+    between, more = _hits_between(ends, first[backed], second[backed], hits)
+    line, row = torch.cat([line[own], backed[between]]), torch.cat([row[own], more])
     order = torch.argsort(line, stable=True)
-    line, row = line[order], ends.row[order]
+    line, row = line[order], row[order]
     place, energy = hits.coords[row].float() + 0.5, hits.signal[row]
 
     total = n + len(ray)
     start = torch.cat([ends.position[first], ends.position[ray]])
     toward = torch.cat([normalize(ends.position[second] - ends.position[first], dim=1), ends.direction[ray]])
     linked = line < n
-    middle, axis = _axis(line[linked], place[linked], energy[linked], total)
+    middle, axis = principal_axis(line[linked], place[linked], energy[linked], total)
     axis = torch.where((axis * toward).sum(1, keepdim=True) < 0, -axis, axis)
-    loss = _loss(line[linked], place[linked], energy[linked], middle, axis)
+    loss = loss_on(line[linked], place[linked], energy[linked], middle, axis)
     fitted = refined(middle, axis, loss, line[linked], place[linked], energy[linked])
     point, direction = (
         torch.where((torch.arange(total) < n)[:, None], *pair) for pair in zip(fitted, (start, toward), strict=True)
@@ -175,77 +89,20 @@ def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     event, gap = torch.cat([ends.event[first], ends.event[ray]]), torch.cat([ends.gap[first], ends.gap[ray]])
     length = torch.cat([span, _way_out(point[n:], direction[n:], gaps)])
     length[n:][ends.hits[ray] < 3] = length[n:][ends.hits[ray] < 3].clamp(max=3.0)
-    loss = _loss(line, place, energy, point, direction)
+    loss = loss_on(line, place, energy, point, direction)
     joined = torch.cat([second, torch.full((len(ray),), -1)])
     return Lines(event, gap, torch.cat([first, ray]), joined, point, direction, length, loss, plain, line, row)
 
 
-def refined(
-    point: Tensor, direction: Tensor, loss: Tensor, line: Tensor, place: Tensor, energy: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Lines fitted by path length: the energy of a voxel is in proportion to the line's path in it.
+def _links(ends: Ends, hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of ends that point at each other through dead voxels, the best ones first; each end in one pair at most.
 
-    A line through voxel centres knows where a track passes to a third of a voxel; where the track changes from one row
-    of voxels to the next, and how it shares its energy there, tells it better. Gauss-Newton steps of two shifts and two
-    tilts, with slopes over a finite step, so that a voxel beside the line has one, and weights that bound outliers.
-
-    Args:
-        point: (L, 3) the point that the line is moved and tilted about.
-        direction: (L, 3) unit vectors.
-        loss: (L,) energy per length [MeV/voxel].
-        line: (M,) int64 line of each hit; place: (M, 3) centre of its voxel; energy: (M,) [MeV].
+    A delta ray at a face turns the direction of an end: two ends also belong together where the line between them goes
+    on through hits on both sides.
 
     Returns:
-        Point and direction of each line.
+        First (K,) and second (K,) end of each pair, and the numbers of the pairs that do not point at each other.
     """
-    n, unit = len(point), energy / loss[line]
-    start_point, start_direction = point, direction
-    for _ in range(_FIT_STEPS):
-        first, second = _across(direction)
-        reach = ((place - point[line]) * direction[line]).sum(1, keepdim=True)
-        path = crossing(place, point[line], direction[line])
-        residual = unit - path
-        slopes = []
-        for side in (first, second):
-            shift = _SLOPE_STEP * side[line]
-            up, down = (crossing(place, point[line] + s * shift, direction[line]) for s in (1, -1))
-            slopes.append((up - down) / (2 * _SLOPE_STEP))
-        slope = torch.stack([slopes[0], slopes[1], reach[:, 0] * slopes[0], reach[:, 0] * slopes[1]], 1)
-        variance = _STRAGGLING[0] + _STRAGGLING[1] * path.clamp(min=0)
-        weight = 1 / (variance + residual**2 / 9)  # Cauchy: what lies beyond 3 sigma counts less and less
-        curvature = _sums((slope[:, :, None] * slope[:, None, :]).flatten(1) * weight[:, None], line, n).view(n, 4, 4)
-        gradient = _sums(slope * (residual * weight)[:, None], line, n)
-        # A prior of half a voxel and a tenth of a radian keeps what the hits say nothing about.
-        damping = torch.diag(torch.tensor([4.0, 4.0, 100.0, 100.0]))
-        step = torch.linalg.solve(curvature + damping, gradient).clamp(-0.5, 0.5)
-        point = point + step[:, :1] * first + step[:, 1:2] * second
-        direction = normalize(direction + step[:, 2:3] * first + step[:, 3:] * second, dim=1)
-    good = ((point - start_point).norm(dim=1) < 1.5) & ((direction * start_direction).sum(1) > 0.9)
-    return torch.where(good[:, None], point, start_point), torch.where(good[:, None], direction, start_direction)
-
-
-_FIT_STEPS = 4
-_SLOPE_STEP = 0.2
-_STRAGGLING = 0.015, 0.08
-"""Variance of a voxel's energy in units of the energy per length: constant, and per path."""
-
-
-def _across(direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Two unit vectors across each of (L, 3) directions and each other."""
-    helper = torch.nn.functional.one_hot(direction.abs().argmin(1), 3).to(direction.dtype)
-    first = normalize(torch.linalg.cross(direction, helper), dim=1)
-    return first, torch.linalg.cross(direction, first)
-
-
-def crossing(centre: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-    """(N,) length of straight lines in the unit voxels around (N, 3) centres, by the slab method."""
-    slope = torch.where(direction.abs() < 1e-4, torch.full_like(direction, 1e-4), direction)
-    a, b = (centre - 0.5 - point) / slope, (centre + 0.5 - point) / slope
-    return (torch.maximum(a, b).amin(1) - torch.minimum(a, b).amax(1)).clamp(min=0)
-
-
-def _links(ends: Ends, gaps: Gaps) -> tuple[Tensor, Tensor]:
-    """Pairs of ends that point at each other through dead voxels, the best ones first; each end in one pair at most."""
     counts = torch.bincount(ends.event, minlength=1)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     others = counts[ends.event]
@@ -258,59 +115,74 @@ def _links(ends: Ends, gaps: Gaps) -> tuple[Tensor, Tensor]:
     near = (length < 3 * LONGEST) & (length > 1e-3)
     a, b, step, length = a[near], b[near], step[near], length[near]
     middle = torch.floor((ends.position[a] + ends.position[b]) / 2).long().numpy()
+    dead = torch.from_numpy(gaps.of(middle) >= 0)
+    a, b, step, length = a[dead], b[dead], step[dead], length[dead]
     ahead = (step * ends.direction[a]).sum(1), -(step * ends.direction[b]).sum(1)
     aside = [torch.linalg.cross(step, ends.direction[one]).norm(dim=1) for one in (a, b)]
     known = [ends.hits[one] >= 3 for one in (a, b)]
     # The side step that scattering and the error of a direction can make.
     room = 1.5 + 0.35 * length
     cost = torch.zeros(len(a))
-    fits = torch.from_numpy(gaps.of(middle) >= 0)
+    pointed = torch.ones(len(a), dtype=torch.bool)
     for forward, side, sure in zip(ahead, aside, known, strict=True):
-        fits &= ((forward > 0.3 * length) & (side < room)) | ~sure
+        pointed &= ((forward > 0.3 * length) & (side < room)) | ~sure
         cost += torch.where(sure, side / room, torch.full_like(side, 0.7))
+    other = ~pointed
+    backing = _backing(ends, hits, a[other], b[other])
+    cost[other] = torch.where(backing >= BACKED, 1.5 - backing, torch.inf)
     cost += length / LONGEST
     order = torch.argsort(cost)
-    order = order[fits[order]]
-    taken, pairs = set(), []
-    for one, other in zip(a[order].tolist(), b[order].tolist(), strict=True):
-        if one not in taken and other not in taken:
-            taken |= {one, other}
-            pairs.append((one, other))
-    pairs.sort()
-    joined = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    return joined[:, 0], joined[:, 1]
+    taken: set[int] = set()
+    pairs = []
+    for k, one, two in zip(*(value[order].tolist() for value in (torch.arange(len(a)), a, b)), strict=True):
+        if one not in taken and two not in taken and cost[k] < torch.inf:
+            taken |= {one, two}
+            pairs.append(k)
+    pair = torch.tensor(sorted(pairs, key=lambda k: int(a[k])), dtype=torch.int64)
+    return a[pair], b[pair], other[pair].nonzero()[:, 0]
 
 
-def _loss(line: Tensor, place: Tensor, energy: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-    """(L,) energy per length of the hits on each line [MeV/voxel]."""
-    path, n = crossing(place, point[line], direction[line]), len(point)
-    return (_sums(energy[:, None], line, n) / _sums(path[:, None], line, n).clamp(min=0.5))[:, 0].clamp(min=0.05)
+def _hits_between(ends: Ends, first: Tensor, second: Tensor, hits: Voxels) -> tuple[Tensor, Tensor]:
+    """Hits behind two ends and near the line through both: number (M,) of the pair, and row (M,)."""
+    start = ends.position[torch.cat([first, second])]
+    ahead = normalize(ends.position[second] - ends.position[first], dim=1)
+    ahead = torch.cat([ahead, -ahead])
+    near, row = near_pairs(start, ends.event[torch.cat([first, second])], hits, NEAR)
+    offset = hits.coords[row].float() + 0.5 - start[near]
+    behind = (offset * ahead[near]).sum(1) < 1.5
+    on = behind & (torch.linalg.cross(offset, ahead[near]).norm(dim=1) < TUBE)
+    return near[on] % max(len(first), 1), row[on]
+
+
+def _backing(ends: Ends, hits: Voxels, a: Tensor, b: Tensor) -> Tensor:
+    """(P,) share of the way behind two ends, along the line through both, with hits on it; the lesser of the two."""
+    near, row = near_pairs(ends.position, ends.event, hits, NEAR)
+    counts = torch.bincount(near, minlength=len(ends.event))
+    offsets = counts.cumsum(0) - counts
+    shares = []
+    for one, other in ((a, b), (b, a)):
+        number = counts[one]
+        pair = torch.arange(len(one)).repeat_interleave(number)
+        of = torch.arange(len(pair)) - (number.cumsum(0) - number)[pair] + offsets[one[pair]]
+        back = normalize(ends.position[one] - ends.position[other], dim=1)[pair]
+        off = hits.coords[row[of]].float() + 0.5 - ends.position[one][pair]
+        depth = (off * back).sum(1)
+        on = ((off - depth[:, None] * back).norm(dim=1) < BESIDE) & (depth >= 0) & (depth < BEHIND)
+        seen = torch.zeros(len(one), BEHIND)
+        seen[pair[on], depth[on].long()] = 1.0
+        shares.append(seen.mean(1))
+    return torch.minimum(*shares)
 
 
 def _way_out(point: Tensor, direction: Tensor, gaps: Gaps) -> Tensor:
-    """How far each ray (R, 3) stays among dead voxels, in steps of half a voxel; it starts up to `FACE` before them."""
+    """How far each ray (R, 3) goes until it has left the dead voxels, in steps of half a voxel.
+
+    It starts at hits, and where a track runs along the face these lie up to `NEAR` before the first dead voxel.
+    """
     steps = torch.arange(0, 2 * int(LONGEST)) / 2
     where = point[:, None] + steps[:, None] * direction[:, None]
     dead = torch.from_numpy(gaps.of(torch.floor(where).long().flatten(0, 1).numpy()) >= 0).view(len(point), len(steps))
-    inside = dead | (steps <= FACE + 1)
+    entry = torch.where((dead & (steps < NEAR)).any(1), dead.int().argmax(1), 0)
+    inside = dead | (steps <= FACE + 1) | (torch.arange(len(steps)) < entry[:, None])
     left = torch.where(inside.all(1), len(steps), inside.int().argmin(1))
     return left / 2.0
-
-
-def _axis(group: Tensor, place: Tensor, weight: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Weighted mean and principal axis of each of ``n`` groups of points; (0, 0, 1) where there is no axis."""
-    total = _sums(weight[:, None], group, n).clamp(min=1e-9)
-    mean = _sums(place * weight[:, None], group, n) / total
-    off = place - mean[group]
-    spread = _sums((off[:, :, None] * off[:, None, :]).flatten(1) * weight[:, None], group, n) / total
-    # A little roundness along z keeps the axes of single points defined.
-    spread = spread.view(n, 3, 3) + torch.diag(torch.tensor([0.0, 0.0, 1e-5]))
-    return mean, torch.linalg.eigh(spread)[1][:, :, 2]
-
-
-def _sums(values: Tensor, group: Tensor, n: int) -> Tensor:
-    return values.new_zeros(n, values.shape[1]).index_add_(0, group, values)
-
-
-def _mean(values: Tensor, group: Tensor, n: int) -> Tensor:
-    return _sums(values[:, None], group, n)[:, 0] / torch.bincount(group, minlength=n).clamp(min=1)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsereco.infill.candidates import Problem, bend, make_problem
+from sparsereco.infill.ends import find_ends
 from sparsereco.infill.gaps import Gaps, LArDetector
 from sparsereco.infill.model import Filler, answers, filler_loss
 from sparsereco.infill.physics import Physics
-from sparsereco.infill.tracks import find_ends, find_lines
+from sparsereco.infill.tracks import find_lines
 from sparsereco.sim.lartpc import (
     COMPOSITIONS,
     TrackSource,
@@ -34,6 +35,8 @@ class TrackStream:
     """File of `tools/simulate.py lar-bank`."""
     mixed: float = 0.5
     """Share of batches with many short, scattered and stopping tracks; the others are single muons."""
+    hadrons: float = 0.5
+    """Share of those whose tracks are mostly hadrons that interact on their way."""
     widest: int = 16
     """Widest gap between boxes [voxels]."""
     spread: float = 220.0
@@ -69,7 +72,8 @@ def draw_problem(
     gaps = Gaps(detector)
     centre, across = random_points_in_gaps(gaps, n, generator)
     mixed = bool(torch.rand((), generator=generator) < stream.mixed)
-    kind = COMPOSITIONS["mixed"] if mixed else replace(COMPOSITIONS["muon"], cosine=0.1)
+    hadrons = bool(torch.rand((), generator=generator) < stream.hadrons)
+    kind = COMPOSITIONS["hadrons" if hadrons else "mixed"] if mixed else replace(COMPOSITIONS["muon"], cosine=0.1)
     tracks = draw_tracks(source, kind, centre, across, stream.spread, generator)
     segments, _ = source.segments(tracks, n)
     hits, missing, _ = mask(measure(segments, detector, generator), gaps)

@@ -7,7 +7,7 @@ the truth that an infill has to find. To move tracks over a fixed pattern of gap
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,7 @@ class Tracks:
     track: Tensor  # (P,) int64, index in the bank
     rotation: Tensor  # (P, 3, 3) from the bank's frame to the detector's
     start: Tensor  # (P, 3) [mm]
+    reach: Tensor  # (P,) what lies further from its start is cut off [mm]
 
     @property
     def direction(self) -> Tensor:
@@ -114,6 +115,9 @@ class Composition:
     """Fewest and most electrons below `BLIP` anywhere near."""
     cosine: float
     """Smallest cosine of the angle between a muon and the normal of its gap."""
+    interaction: float | None = None
+    """Hadrons interact after this distance on average: they are cut, and others start there, which Geant4 is not asked
+    for in a bank; the prongs are then no muons. None: they all stop by ionisation [mm]."""
 
 
 BLIP = 15.0
@@ -122,8 +126,10 @@ BLIP = 15.0
 COMPOSITIONS = {
     "muon": Composition((1, 1), (0, 0), (1, 1), (0, 0), 0.3),
     "mixed": Composition((0, 2), (1, 4), (1, 5), (0, 40), 0.05),
+    "hadrons": Composition((0, 1), (1, 3), (2, 6), (0, 40), 0.05, 600.0),
 }
-"""Single muons that cross a gap up to 73 degrees from its normal; events of many short, scattered, stopping tracks."""
+"""Single muons that cross a gap up to 73 degrees from its normal; events of many short, scattered, stopping tracks; the
+same of hadrons that interact, shorter than by their cross section, as they scatter by small angles as well."""
 
 
 class TrackSource:
@@ -136,16 +142,33 @@ class TrackSource:
         blips = (bank.pdg == ELECTRON) & (bank.ke < BLIP)
         self.muons = torch.from_numpy(np.flatnonzero(bank.pdg == MUON))
         self.prongs = torch.from_numpy(np.flatnonzero(~blips))
+        self.light = torch.from_numpy(np.flatnonzero(~blips & (bank.pdg != MUON)))
+        self.hadrons = torch.from_numpy(np.flatnonzero((bank.pdg == PION) | (bank.pdg == PROTON)))
         self.blips = torch.from_numpy(np.flatnonzero(blips))
 
     def segments(self, tracks: Tracks, n_events: int) -> tuple[Segments, Tensor]:
         """The segments of tracks where they lie, and (N,) the track of each."""
         owner, row = rows_of(self.offsets, tracks.track)
+        near = self.start[row].norm(dim=1) < tracks.reach[owner]
+        owner, row = owner[near], row[near]
         turn = tracks.rotation[owner]
         start, end = (
             torch.einsum("nij,nj->ni", turn, point[row]) + tracks.start[owner] for point in (self.start, self.end)
         )
         return Segments(start, end, self.energy[row], tracks.event[owner], n_events), owner
+
+    def tips(self, tracks: Tracks) -> tuple[Tensor, Tensor]:
+        """Where tracks are cut, (P, 3) [mm], and (P,) whether they are."""
+        owner, row = rows_of(self.offsets, tracks.track)
+        near = self.start[row].norm(dim=1) < tracks.reach[owner]
+        cut = torch.zeros(len(tracks.track), dtype=torch.bool)
+        cut[owner[~near]] = True
+        owner, row = owner[near], row[near]
+        # Of what is left the furthest end, of a later row than all nearer ones or of a short delta ray there.
+        order = torch.argsort(self.end[row].norm(dim=1))
+        tip = torch.zeros(len(tracks.track), dtype=torch.int64)
+        tip[owner[order]] = row[order]
+        return torch.einsum("nij,nj->ni", tracks.rotation, self.end[tip]) + tracks.start, cut
 
 
 def draw_tracks(
@@ -183,7 +206,8 @@ def draw_tracks(
     vertex = centre[vertex_event] + around(len(vertex_event))
     prongs = torch.arange(len(vertex_event)).repeat_interleave(count(composition.prongs, len(vertex_event)))
     muon, blip = events.repeat_interleave(count(composition.muons)), events.repeat_interleave(count(composition.blips))
-    track = torch.cat([draw(source.muons, len(muon)), draw(source.prongs, len(prongs)), draw(source.blips, len(blip))])
+    pool = source.prongs if composition.interaction is None else source.light
+    track = torch.cat([draw(source.muons, len(muon)), draw(pool, len(prongs)), draw(source.blips, len(blip))])
     rotation = random_rotations(len(track), generator)
     rotation[: len(muon)] = _crossing(normal[muon], composition.cosine, generator)
     before = ARGON.reach * (0.3 + 0.4 * torch.rand(len(muon), 1, generator=generator))
@@ -192,9 +216,35 @@ def draw_tracks(
     start = torch.cat(
         [centre[muon] + off - before * rotation[: len(muon), :, 2], vertex[prongs], centre[blip] + around(len(blip))]
     )
-    event = torch.cat([muon, vertex_event[prongs], blip])
+    tracks = _sorted(torch.cat([muon, vertex_event[prongs], blip]), track, rotation, start)
+    return tracks if composition.interaction is None else _interacting(source, tracks, composition, generator)
+
+
+def _sorted(event: Tensor, track: Tensor, rotation: Tensor, start: Tensor, reach: Tensor | None = None) -> Tracks:
     order = torch.argsort(event, stable=True)
-    return Tracks(event[order], track[order], rotation[order], start[order])
+    reach = torch.full((len(event),), torch.inf) if reach is None else reach
+    return Tracks(event[order], track[order], rotation[order], start[order], reach[order])
+
+
+def _interacting(source: TrackSource, tracks: Tracks, composition: Composition, generator: torch.Generator) -> Tracks:
+    """The same tracks with hadrons cut after an exponential length, and one to three others from where they end."""
+    n = len(tracks.track)
+    length = -torch.log1p(-torch.rand(n, generator=generator)) * (composition.interaction or torch.inf)
+    hadron = torch.isin(tracks.track, source.hadrons)
+    tracks = replace(tracks, reach=torch.where(hadron, length.clamp(min=2 * ARGON.max_step), torch.inf))
+    tip, cut = source.tips(tracks)
+    parent = cut.nonzero()[:, 0]
+    parent = parent.repeat_interleave(torch.randint(1, 4, (len(parent),), generator=generator))
+    pool = source.hadrons
+    track = pool[torch.randint(len(pool), (len(parent),), generator=generator)]
+    rotation = random_rotations(len(parent), generator)
+    return _sorted(
+        torch.cat([tracks.event, tracks.event[parent]]),
+        torch.cat([tracks.track, track]),
+        torch.cat([tracks.rotation, rotation]),
+        torch.cat([tracks.start, tip[parent]]),
+        torch.cat([tracks.reach, torch.full((len(parent),), torch.inf)]),
+    )
 
 
 def _crossing(normal: Tensor, least: float, generator: torch.Generator) -> Tensor:
