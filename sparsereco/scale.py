@@ -127,7 +127,7 @@ def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = 
             _check_software(client)
             yield client
         return
-    with dask.config.set(SETTINGS):
+    with dask.config.set(SETTINGS), _environment_kept():
         # A process that has loaded everything forks the workers, and those that replace lost ones.
         distributed.utils.get_mp_context().set_forkserver_preload(["distributed", *modules])
         with _interrupt_held():
@@ -142,6 +142,18 @@ def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = 
             cluster.scale(number)
         with cluster, distributed.Client(cluster, set_as_default=False) as client:
             yield client
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Takes out of the environment again what Dask puts there for its workers: it is that of this process, too."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import uproot
 from conftest import ROOT, WriteHits, some_hits
 from scale_work import Job, attempts, pretend, write_numbers
@@ -163,6 +164,13 @@ def test_the_working_directory_holds_no_modules_of_workers(tmp_path: Path) -> No
     assert (done.returncode, "16 events" in done.stderr) == (cli.DONE, True), done.stderr
 
 
+def test_local_workers_leave_the_environment_as_it_was() -> None:
+    before = dict(os.environ)
+    with workers(1, None) as client:
+        client.wait_for_workers(1)
+    assert dict(os.environ) == before
+
+
 def test_local_workers_that_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "START", 0.1)
     nobody: Any = SimpleNamespace(
@@ -184,16 +192,24 @@ def test_a_scheduler_that_is_not_there(address: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def reco(client: Any, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`tools/reco.py vertex` in the temporary folder, with ``--scheduler`` of the two workers where it is asked for."""
+def reco(
+    client: Any, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., int]]:
+    """`tools/reco.py vertex` in the temporary folder, with ``--scheduler`` of the two workers where it is asked for.
+
+    On one thread, as workers are: another number of them changes the last digits.
+    """
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     options = ("--device", "cpu", "--batch_size", "16", "--light_scale", "0.9")
 
     def run(*argv: object, on_workers: bool = True) -> int:
         scheduler = ("--scheduler", client.scheduler.address) if on_workers else ()
         return cli.main(tool.run, ["vertex", *map(str, argv), *options, *scheduler])
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
 
 
 def values(file: Any) -> str:
