@@ -50,7 +50,9 @@ def test_a_proton_that_was_left_out_is_found(fit: Refiner) -> None:
     assert (refined.found.direction[second] * truth.direction[true]).sum(1).median() > 0.9
     assert (refined.found.ke[second] - 45).abs().median() < 12
     assert (refined.found.score[second] > 0.5).all()
-    assert (refined.loss[two] < refined.start_loss[two]).all()
+    gain = refined.start_loss[two] - refined.loss[two]
+    assert (gain >= 0).all()
+    assert (gain > 1).sum() >= 18
 
 
 def test_a_hadron_in_the_place_of_another_is_merged(fit: Refiner) -> None:
