@@ -29,6 +29,7 @@ from sparsereco.stats import (
     confusion,
     fraction,
     median,
+    percent,
     precision,
     profile,
     rate,
@@ -169,9 +170,9 @@ def headline(comparison: Comparison, energy_baselines: Mapping[str, np.ndarray])
     total = comparison.reco_total - comparison.true_total
     fast = matched & (pairs.true_ke > FAST_HADRON)
     rows = [
-        (f"vertex within {NEAR_VERTEX:.0f} mm", "%", _percent(fraction(distance < NEAR_VERTEX))),
+        (f"vertex within {NEAR_VERTEX:.0f} mm", "%", percent(fraction(distance < NEAR_VERTEX))),
         ("vertex distance in 3D, median", "mm", median(distance[np.isfinite(distance)])),
-        ("hadron number right", "%", _percent(fraction(comparison.true.count == comparison.reco.count))),
+        ("hadron number right", "%", percent(fraction(comparison.true.count == comparison.reco.count))),
         ("kinetic energy of matched hadrons, spread", "MeV", spread((pairs.reco_ke - pairs.true_ke)[matched])),
         ("total hadronic kinetic energy, spread", "MeV", spread(total)),
     ]
@@ -184,7 +185,7 @@ def headline(comparison: Comparison, energy_baselines: Mapping[str, np.ndarray])
     long = matched & (pairs.true_ke > LONG_HADRON)
     if len(np.unique(pairs.true_pdg[long])) > 1:
         right = fraction((pairs.true_pdg == pairs.reco_pdg)[long])
-        rows.append((f"species right, hadrons above {LONG_HADRON:.0f} MeV", "%", _percent(right)))
+        rows.append((f"species right, hadrons above {LONG_HADRON:.0f} MeV", "%", percent(right)))
     angles = median(np.degrees(pairs.angle[fast]))
     rows.append((f"direction of hadrons above {FAST_HADRON:.0f} MeV, median", "deg", angles))
     return [{"name": name, "unit": unit, "estimate": estimate} for name, unit, estimate in rows]
@@ -208,10 +209,6 @@ def spread_ratio(residuals: np.ndarray, reference: np.ndarray, resamplings: int 
         value = spread(residuals).value / np.float64(spread(reference).value)
         error = float(np.std(ratios)) if n else np.nan
     return Estimate(float(value), error, n)
-
-
-def _percent(share: Estimate) -> Estimate:
-    return Estimate(100 * share.value, 100 * share.error, share.count)
 
 
 def _by_multiplicity(multiplicity: np.ndarray, residuals: np.ndarray) -> dict:

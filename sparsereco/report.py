@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparsereco.stats import Estimate, format_estimate
+from sparsereco.stats import Estimate, format_estimate, percent
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 64rem; margin: 2rem auto;
@@ -179,7 +179,7 @@ def headline_rows(summary: dict) -> tuple[tuple[str, str, str], ...]:
 
 
 def _percent(share: Estimate) -> str:
-    return format_estimate(Estimate(100 * share.value, 100 * share.error, share.count), "%")
+    return format_estimate(percent(share), "%")
 
 
 def to_html(title: str, facts: str, sections: list[Section], images: Mapping[str, bytes], provenance: dict) -> str:

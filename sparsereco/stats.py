@@ -64,6 +64,11 @@ def format_estimate(estimate: Estimate, unit: str = "") -> str:
     return f"{value:,.{digits}f} ± {estimate.error:,.{digits}f} {unit}".rstrip()
 
 
+def percent(share: Estimate) -> Estimate:
+    """A share in per cent."""
+    return Estimate(100 * share.value, 100 * share.error, share.count)
+
+
 def quantile(values: np.ndarray, q: float) -> Estimate:
     """Quantile; its error is half the distance of the order statistics one standard deviation of their rank away."""
     values = np.sort(np.asarray(values, np.float64))

@@ -55,7 +55,8 @@ class Voxels:
             feats = feats[order]
         else:
             feats = feats.new_zeros(len(coords), feats.shape[1]).index_add_(0, first.cumsum(0) - 1, feats[order])
-        return cls(coords.int().contiguous(), feats.contiguous(), _offsets(event, n_events), grid)
+        offsets = offsets_of(torch.bincount(event, minlength=n_events))
+        return cls(coords.int().contiguous(), feats.contiguous(), offsets, grid)
 
     def __len__(self) -> int:
         """Number of events."""
@@ -73,7 +74,7 @@ class Voxels:
 
     def select(self, keep: Tensor) -> Voxels:
         """The voxels where ``keep`` ((N,) bool) holds; every event stays, if only as an empty one."""
-        offsets = _offsets(self.event[keep], len(self))
+        offsets = offsets_of(torch.bincount(self.event[keep], minlength=len(self)))
         return Voxels(self.coords[keep].contiguous(), self.feats[keep].contiguous(), offsets, self.grid)
 
     def with_feats(self, feats: Tensor) -> Voxels:
@@ -87,8 +88,8 @@ class Voxels:
         return Voxels(self.coords.to(device), self.feats.to(device), self.offsets.to(device), self.grid)
 
 
-def _offsets(event: Tensor, n_events: int) -> Tensor:
-    counts = torch.bincount(event, minlength=n_events)
+def offsets_of(counts: Tensor) -> Tensor:
+    """(N + 1,) where each of N groups of rows starts, from their sizes."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 

@@ -11,20 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sparsereco"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+FIT = {"generator", "expected", "parameters", "fits", "combination", "hypotheses", "refine", "limit"}
+"""Of the vertex system: the refinement, and what it fits with."""
 STAGES = {  # per system
-    "vertex": {
-        "finder",
-        "tracks",
-        "decomposer",
-        "generator",
-        "expected",
-        "parameters",
-        "fits",
-        "combination",
-        "hypotheses",
-        "refine",
-        "limit",
-    },
+    "vertex": {"finder", "tracks", "decomposer", *FIT},
     "camera": {"pedestal", "select", "unet", "anomaly", "cluster", "calibrate", "embed", "observer"},
     "infill": set(),
 }
@@ -110,17 +100,7 @@ def test_imports_point_one_way(path: Path) -> None:
             f"sim imports {name}"
         )
         if here == there == "stage" and inner[1] != path.stem:
-            fit = {
-                "generator",
-                "expected",
-                "parameters",
-                "fits",
-                "combination",
-                "hypotheses",
-                "refine",
-                "limit",
-            }  # the refinement, and what it fits with
-            assert {path.stem, inner[1]} <= fit or (path.stem == "select" and inner[1] in {"unet", "anomaly"}), (
+            assert {path.stem, inner[1]} <= FIT or (path.stem == "select" and inner[1] in {"unet", "anomaly"}), (
                 "stages do not import each other"
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import awkward as ak
 
     from sparsereco.checks import BadEvent
-    from sparsereco.io import Chunk, Source
+    from sparsereco.io import Chunk, RootWriter, Source
     from sparsereco.parts import Tally
     from sparsereco.schema import BranchNames, ChargeBranchNames, Schema
 
@@ -172,6 +172,43 @@ def sound_events(
         raise errors[0]
     skipped.extend(errors)
     return drop_hits(chunk.events, [event.offset for event in bad], schema)
+
+
+def answered(
+    chain: Callable[[ak.Array], ak.Array],
+    chunks: Iterable[Chunk],
+    check: Callable[[ak.Array], list[BadEvent]],
+    names: BranchNames | ChargeBranchNames,
+    schemas: tuple[Schema, Schema],
+    skip_bad_events: bool,
+    writer: RootWriter,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> Iterator[ak.Array]:
+    """Reconstructs events and writes them, chunk by chunk; yields what was written, to be counted.
+
+    Args:
+        chain: of a system.
+        chunks: as large as the chain takes them.
+        check: finds the bad events of a chunk.
+        names: what the inputs call their branches.
+        schemas: of the input and of the output.
+        skip_bad_events: whether bad events lose their hits; else they stop the run.
+        writer: of the output.
+        tally: takes what became of the entries.
+        advance: is told how many events are done.
+    """
+    given, made = schemas
+    writer.create(made.tree, made)
+    for chunk in chunks:
+        bad = check(chunk.events)
+        found = chain(sound_events(chunk, bad, names, given, tally.skipped if skip_bad_events else None))
+        writer.extend(made.tree, made, found)
+        tally.read(chunk.file, chunk.tree, chunk.entry_start, chunk.entry_stop, uuid=chunk.uuid)
+        tally.events += len(found)
+        yield found
+        advance(len(found))
+        cli.release_memory()
 
 
 def provenance_of(

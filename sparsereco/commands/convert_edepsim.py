@@ -6,9 +6,8 @@ import jsonargparse
 
 from sparsereco import cli
 from sparsereco.commands import common
-from sparsereco.commands.lar import NAMES, read_detector
+from sparsereco.commands.lar import NAMES, read_detector, write_hits
 from sparsereco.errors import InputError
-from sparsereco.schema import CHARGE_HITS
 
 TEXT = f"""\
 Energy segments of edep-sim in HDF5 (data set `segments`), or a table of voxels in HDF5, to a ROOT file with a tree
@@ -46,18 +45,10 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.hdf5 import is_hdf5
     from sparsereco.infill.events import from_hdf5
     from sparsereco.infill.gaps import Gaps
-    from sparsereco.io import RootWriter
-    from sparsereco.provenance import environment
 
     if not is_hdf5(args.file):
         raise InputError(f"{args.file}: expected an HDF5 file (.h5, .hdf5)", file=args.file)
-    gaps, events = Gaps(detector), 0
-    with RootWriter(args.output, force=args.force) as writer:
-        writer.create("hits", CHARGE_HITS)
-        for chunk in from_hdf5(args.file, gaps, STEP):
-            writer.extend("hits", CHARGE_HITS, chunk.events)
-            events += len(chunk.events)
-        writer.provenance({**environment(["convert.py", *argv]), "input": args.file, "units": CHARGE_HITS.units})
+    events, _ = write_hits(args, args.file, from_hdf5(args.file, Gaps(detector), STEP), argv)
     log.info("%s: %s events", args.output, f"{events:,}")
 
 

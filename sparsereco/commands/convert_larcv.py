@@ -6,7 +6,7 @@ import jsonargparse
 
 from sparsereco import cli
 from sparsereco.commands import common
-from sparsereco.schema import CHARGE_HITS
+from sparsereco.commands.lar import write_hits
 
 TEXT = """\
 Sparse tensors of LArCV 2, in three dimensions, to a ROOT file with a tree `hits` that tools/reco.py infill reads.
@@ -40,20 +40,9 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Reads and writes chunk by chunk."""
     log = cli.set_up_logging(args.quiet, args.verbose)
 
-    import awkward as ak
-
-    from sparsereco.io import RootWriter
     from sparsereco.larcv import from_larcv
-    from sparsereco.provenance import environment
 
-    events = voxels = 0
-    with RootWriter(args.output, force=args.force) as writer:
-        writer.create("hits", CHARGE_HITS)
-        for chunk in from_larcv(args.files, STEP):
-            writer.extend("hits", CHARGE_HITS, chunk.events)
-            events += len(chunk.events)
-            voxels += int(ak.count(chunk.events.hit_e))
-        writer.provenance({**environment(["convert.py", *argv]), "input": args.files, "units": CHARGE_HITS.units})
+    events, voxels = write_hits(args, args.files, from_larcv(args.files, STEP), argv)
     log.info("%s: %s events, %s voxels", args.output, f"{events:,}", f"{voxels:,}")
 
 

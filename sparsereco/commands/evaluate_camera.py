@@ -193,7 +193,7 @@ def sections(rows: tuple[tuple[str, ...], ...], regions: bool, limits: bool) -> 
 
 def headline_rows(summaries: dict) -> tuple[tuple[str, str, str], ...]:
     """Name, value with error, and number of entries of each row of the table."""
-    from sparsereco.stats import Estimate, format_estimate
+    from sparsereco.stats import format_estimate, percent
 
     rows = []
     for name, summary in summaries.items():
@@ -203,26 +203,24 @@ def headline_rows(summaries: dict) -> tuple[tuple[str, str, str], ...]:
         rows.append((f"{name}: time per frame", f"{1000 * summary['seconds']['all']:.0f} ms", f"{rate.count:,}"))
         rows.append((f"{name}: points given to DBSCAN", f"{summary['points']:,.1f}", f"{rate.count:,}"))
         for energy, row in summary["energies"].items():
-            for key, text, scale, unit in (
-                ("found", "found", 100, "%"),
-                ("bias", "bias of the light", 100, "%"),
-                ("f1", "F1 of the pixels", 1, ""),
-                ("recall", "recall of the pixels", 100, "%"),
+            for text, e, unit in (
+                ("found", percent(row["found"]), "%"),
+                ("bias of the light", percent(row["bias"]), "%"),
+                ("F1 of the pixels", row["f1"], ""),
+                ("recall of the pixels", percent(row["recall"]), "%"),
             ):
-                e = row[key]
-                value = format_estimate(Estimate(scale * e.value, scale * e.error, e.count), unit)
-                rows.append((f"{name}, {energy} keV: {text}", value, f"{e.count:,}"))
+                rows.append((f"{name}, {energy} keV: {text}", format_estimate(e, unit), f"{e.count:,}"))
     return tuple(rows)
 
 
 def gain_rows(first: str, gains: dict) -> tuple[tuple[str, str, str], ...]:
     """What the first selector finds more than each of the others."""
-    from sparsereco.stats import Estimate, format_estimate
+    from sparsereco.stats import format_estimate, percent
 
     return tuple(
         (
             f"{first}, {energy} keV: found more than by {name}",
-            format_estimate(Estimate(100 * e.value, 100 * e.error, e.count), "%"),
+            format_estimate(percent(e), "%"),
             f"{e.count:,}",
         )
         for name, row in gains.items()
@@ -232,7 +230,7 @@ def gain_rows(first: str, gains: dict) -> tuple[tuple[str, str, str], ...]:
 
 def region_rows(kept: dict) -> tuple[tuple[str, str, str], ...]:
     """The same of the regions."""
-    from sparsereco.stats import Estimate, format_estimate
+    from sparsereco.stats import format_estimate, percent
 
     rows = []
     for name, summary in kept.items():
@@ -241,20 +239,20 @@ def region_rows(kept: dict) -> tuple[tuple[str, str, str], ...]:
         false = summary["false_per_frame"]
         rows.append((f"{name}, regions: false ones per frame", format_estimate(false), f"{false.count:,}"))
         for text, e in shares.items():
-            value = format_estimate(Estimate(100 * e.value, 100 * e.error, e.count), "%")
+            value = format_estimate(percent(e), "%")
             rows.append((f"{name}, regions: {text}", value, f"{e.count:,}"))
     return tuple(rows)
 
 
 def limit_rows(limits: dict) -> tuple[tuple[str, str, str], ...]:
     """The same of the ideal observer."""
-    from sparsereco.stats import Estimate, format_estimate
+    from sparsereco.stats import format_estimate, percent
 
     texts = {"light": "found, its light known", "spot": "found, its place and depth known"}
     return tuple(
         (
             f"ideal observer, {energy} keV: {texts[name]}",
-            format_estimate(Estimate(100 * e.value, 100 * e.error, e.count), "%"),
+            format_estimate(percent(e), "%"),
             f"{e.count:,}",
         )
         for energy, row in limits.items()

@@ -1,22 +1,56 @@
-"""The liquid-argon detectors that the infill commands take by name or file."""
+"""What the commands on liquid argon share: detectors by name or file, and the file of hits that converters write."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jsonargparse
 import yaml
 
 from sparsereco import cli
 from sparsereco.commands.common import CONFIGS
 from sparsereco.errors import InputError
+from sparsereco.schema import CHARGE_HITS
 
 if TYPE_CHECKING:
     from sparsereco.infill.gaps import LArDetector
+    from sparsereco.io import Chunk
 
 NAMES = ("2x2", "nd-lar", "module", "gap10")
 """Shipped geometries, ``configs/detectors/NAME.yaml``."""
+
+
+def write_hits(
+    args: jsonargparse.Namespace, given: str | list[str], chunks: Iterable[Chunk], argv: list[str]
+) -> tuple[int, int]:
+    """Writes a tree `hits`, chunk by chunk.
+
+    Args:
+        args: the command line.
+        given: the inputs, for the provenance.
+        chunks: events.
+        argv: the command line as it was given.
+
+    Returns:
+        How many events, and how many voxels in them.
+    """
+    import awkward as ak
+
+    from sparsereco.io import RootWriter
+    from sparsereco.provenance import environment
+
+    events = voxels = 0
+    with RootWriter(args.output, force=args.force) as writer:
+        writer.create("hits", CHARGE_HITS)
+        for chunk in chunks:
+            writer.extend("hits", CHARGE_HITS, chunk.events)
+            events += len(chunk.events)
+            voxels += int(ak.count(chunk.events.hit_e))
+        writer.provenance({**environment(["convert.py", *argv]), "input": given, "units": CHARGE_HITS.units})
+    return events, voxels
 
 
 def read_detector(name: str | None) -> LArDetector:

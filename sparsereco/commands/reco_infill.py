@@ -197,18 +197,12 @@ def process(
     from sparsereco.infill.checks import check_charge_hits
     from sparsereco.io import regroup
 
-    writer.create("infill", INFILL)
-    for chunk in regroup(chunks, GROUP * job.config.batch_size):
-        bad = check_charge_hits(chunk.events, chain.gaps)
-        hits = common.sound_events(chunk, bad, job.names, CHARGE_HITS, tally.skipped if job.skip_bad_events else None)
-        found = chain(hits)
-        writer.extend("infill", INFILL, found)
-        tally.read(chunk.file, chunk.tree, chunk.entry_start, chunk.entry_stop, uuid=chunk.uuid)
-        tally.events += len(found)
+    chunks = regroup(chunks, GROUP * job.config.batch_size)
+    check = functools.partial(check_charge_hits, gaps=chain.gaps)
+    schemas = CHARGE_HITS, INFILL
+    for found in common.answered(chain, chunks, check, job.names, schemas, job.skip_bad_events, writer, tally, advance):
         tally.found["voxels"] += int(ak.count(found["fill_e"]))
         tally.found["wide"] += int(ak.sum(ak.any(found["gap_wide"] * (1 - found["gap_alone"]) > 0, axis=1)))
-        advance(len(found))
-        cli.release_memory()
 
 
 def process_unit(job: Job, unit: Unit, writer: RootWriter) -> Tally:

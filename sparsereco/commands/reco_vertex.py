@@ -203,18 +203,12 @@ def process(
 
     from sparsereco.io import check_hits, regroup
 
-    writer.create("reco", RECO)
     before = chain.fits.copy()
-    for chunk in regroup(chunks, job.config.batch_size):
-        bad = check_hits(chunk.events, job.config.detector)
-        hits = common.sound_events(chunk, bad, job.names, HITS, tally.skipped if job.skip_bad_events else None)
-        found = chain(hits)
-        writer.extend("reco", RECO, found)
-        tally.read(chunk.file, chunk.tree, chunk.entry_start, chunk.entry_stop, uuid=chunk.uuid)
-        tally.events += len(found)
+    chunks = regroup(chunks, job.config.batch_size)
+    check = functools.partial(check_hits, detector=job.config.detector)
+    schemas = HITS, RECO
+    for found in common.answered(chain, chunks, check, job.names, schemas, job.skip_bad_events, writer, tally, advance):
         tally.found["vertices"] += int(ak.count(found["vtx_score"]))
-        advance(len(found))
-        cli.release_memory()
     for what, number in (chain.fits - before).items():
         tally.found[what] += number
 

@@ -16,7 +16,7 @@ from sparsereco.infill.ends import NEAR
 from sparsereco.infill.fits import crossing, near_pairs
 from sparsereco.infill.gaps import Gaps
 from sparsereco.infill.tracks import Lines
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, offsets_of
 
 RADIUS = 2.3
 """Candidates lie this near to a line or its bent form."""
@@ -171,8 +171,7 @@ def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_en
     crowd = torch.cat([crowd, torch.ones(len(near))])
     order = torch.argsort(_key(event, cell, shape))  # no voxel is both: candidates are dead, hits are not
     feats = _features(cell, energy, owner, crowd, lines, curve, gaps, hits_of_end)
-    counts = torch.bincount(event, minlength=len(hits))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    offsets = offsets_of(torch.bincount(event, minlength=len(hits)))
     voxels = Voxels(cell[order].int().contiguous(), feats[order].contiguous(), offsets, hits.grid)
     row = torch.empty_like(order)
     row[order] = torch.arange(len(order))

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from sparsereco.infill.fits import BESIDE, loss_on, mean, near_pairs, principal_axis, refined, sums
 from sparsereco.infill.gaps import Gaps
-from sparsereco.voxels import Voxels, connected_pieces
+from sparsereco.voxels import Voxels, connected_pieces, offsets_of, rows_of
 
 FACE = 2
 """A hit this near to a dead voxel, along an axis, lies at the face of the gap."""
@@ -154,10 +154,8 @@ def _straightest(end: Tensor, place: Tensor, centre: Tensor) -> Tensor:
         place: (M, 3) centres of the hits.
         centre: (E, 3) of the ends.
     """
-    n, counts = len(centre), torch.bincount(end, minlength=len(centre))
-    first = counts.cumsum(0) - counts
-    line = torch.arange(len(end)).repeat_interleave(counts[end])
-    other = torch.arange(len(line)) - (counts[end].cumsum(0) - counts[end])[line] + first[end[line]]
+    n = len(centre)
+    line, other = rows_of(offsets_of(torch.bincount(end, minlength=n)), end)
     offset = place - centre[end]
     way = normalize(offset, dim=1)
     depth = (offset[other] * way[line]).sum(1)

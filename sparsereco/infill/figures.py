@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sparsereco.infill.metrics import Match, Truth, VoxelSet, energies
 from sparsereco.plots import BLUE, COLOURS, GREEN, GREY, ORANGE
 from sparsereco.report import Section
-from sparsereco.stats import Estimate, format_estimate, spread
+from sparsereco.stats import Estimate, format_estimate, percent, spread
 
 WINDOW = 32
 """Displays show this many voxels on either side of the middle of what is missing."""
@@ -145,22 +145,22 @@ def headline(summary: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
             continue
         rows += [
             (f"{name}: F1 within one voxel", numbers["f1_near"], ""),
-            (f"{name}: energy per crossing, median residual", _percent(numbers["energy"]["bias"]), "%"),
-            (f"{name}: energy per crossing, bias of the sum", _percent(numbers["energy"]["bias_of_sum"]), "%"),
-            (f"{name}: energy per crossing, 68 % of abs(residual)", _percent(numbers["energy"]["spread"]), "%"),
-            (f"{name}: tracks joined", _percent(numbers["joined"]), "%"),
+            (f"{name}: energy per crossing, median residual", percent(numbers["energy"]["bias"]), "%"),
+            (f"{name}: energy per crossing, bias of the sum", percent(numbers["energy"]["bias_of_sum"]), "%"),
+            (f"{name}: energy per crossing, 68 % of abs(residual)", percent(numbers["energy"]["spread"]), "%"),
+            (f"{name}: tracks joined", percent(numbers["joined"]), "%"),
         ]
     expected = summary["expected_energy"]
     rows += [
-        ("network, unlikely voxels too: energy per crossing, bias of the sum", _percent(expected["bias_of_sum"]), "%"),
-        ("energy per crossing: own fluctuation of the tracks", _percent(summary["own_fluctuation"]), "%"),
-        ("missing voxels in pieces that no hit leads to", _percent(summary["unreached"]), "%"),
-        ("missing voxels of tracks that touch no hit", _percent(summary["by_contacts"][0]["share"]), "%"),
+        ("network, unlikely voxels too: energy per crossing, bias of the sum", percent(expected["bias_of_sum"]), "%"),
+        ("energy per crossing: own fluctuation of the tracks", percent(summary["own_fluctuation"]), "%"),
+        ("missing voxels in pieces that no hit leads to", percent(summary["unreached"]), "%"),
+        ("missing voxels of tracks that touch no hit", percent(summary["by_contacts"][0]["share"]), "%"),
         ("limit of F1 within one voxel: all of the other tracks, nothing else", summary["limit"]["f1_near"], ""),
-        ("voxel energies within one stated error", _percent(summary["coverage"]), "%"),
+        ("voxel energies within one stated error", percent(summary["coverage"]), "%"),
         ("expected calibration error of the probability", summary["calibration"]["ece"], ""),
-        ("empty gaps filled by mistake, of all", _percent(summary["mistakes"]), "%"),
-        ("empty gaps filled by mistake, of those with hits beside", _percent(summary["mistakes_beside"]), "%"),
+        ("empty gaps filled by mistake, of all", percent(summary["mistakes"]), "%"),
+        ("empty gaps filled by mistake, of those with hits beside", percent(summary["mistakes_beside"]), "%"),
     ]
     return tuple((name, format_estimate(value, unit), f"{value.count:,}") for name, value, unit in rows)
 
@@ -187,7 +187,7 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     energy_rows = tuple(
         (
             name,
-            *(format_estimate(_percent(numbers["energy"][key]), "%") for key in ("bias", "bias_of_sum", "spread")),
+            *(format_estimate(percent(numbers["energy"][key]), "%") for key in ("bias", "bias_of_sum", "spread")),
             format_estimate(numbers["chamfer"], "mm") if "chamfer" in numbers else "",
         )
         for name, numbers in (*methods.items(), ("network, gap_e", {"energy": summary["expected_energy"]}))
@@ -197,7 +197,7 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
         for i, row in enumerate(next(iter(methods.values()))["by_tracks"])
     )
     contacts = tuple(
-        (row["contacts"], *(format_estimate(_percent(row[key]), "%") for key in ("share", "recall_near")))
+        (row["contacts"], *(format_estimate(percent(row[key]), "%") for key in ("share", "recall_near")))
         for row in summary["by_contacts"]
     )
     return [
@@ -240,7 +240,3 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
         Section("Calibration", "Probabilities and errors of the filled voxels.", figure="calibration"),
         Section("Events", "Energy summed along the third axis; shaded: the gap.", figure="display"),
     ]
-
-
-def _percent(share: Estimate) -> Estimate:
-    return Estimate(100 * share.value, 100 * share.error, share.count)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsereco.infill.candidates import MIP
 from sparsereco.infill.gaps import Gaps
 from sparsereco.nn.sparse import SparseUNet
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, offsets_of
 
 MARGIN = 12
 """Hits further than this from a gap do not stretch its block [voxels]."""
@@ -67,11 +67,10 @@ class BlockFiller(nn.Module):
         # Start values may be negative, which `Voxels.make` refuses for energies.
         key = [_key(e, c.long(), hits.grid) for e, c in ((event, cell), (hits.event, hits.coords))]
         order = torch.argsort(torch.cat(key))
-        counts = torch.bincount(torch.cat([event, hits.event]), minlength=len(hits))
         voxels = Voxels(
             torch.cat([cell.int(), hits.coords])[order].contiguous(),
             torch.cat([block, seen])[order].contiguous(),
-            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            offsets_of(torch.bincount(torch.cat([event, hits.event]), minlength=len(hits))),
             hits.grid,
         )
         out = self.head(self.unet(voxels))[:, 0]

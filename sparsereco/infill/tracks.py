@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from sparsereco.infill.ends import FACE, NEAR, TUBE, Ends
 from sparsereco.infill.fits import BESIDE, loss_on, near_pairs, principal_axis, refined
 from sparsereco.infill.gaps import Gaps
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, offsets_of, rows_of
 
 LONGEST = 60.0
 """An end without partner is followed no further than this."""
@@ -103,11 +103,7 @@ def _links(ends: Ends, hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor, Tensor
     Returns:
         First (K,) and second (K,) end of each pair, and the numbers of the pairs that do not point at each other.
     """
-    counts = torch.bincount(ends.event, minlength=1)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    others = counts[ends.event]
-    a = torch.arange(len(ends.event)).repeat_interleave(others)
-    b = torch.arange(len(a)) - (others.cumsum(0) - others)[a] + offsets[ends.event[a]]
+    a, b = rows_of(offsets_of(torch.bincount(ends.event, minlength=1)), ends.event)
     a, b = a[a < b], b[a < b]
     step = ends.position[b] - ends.position[a]
     length = step.norm(dim=1)
@@ -157,13 +153,10 @@ def _hits_between(ends: Ends, first: Tensor, second: Tensor, hits: Voxels) -> tu
 def _backing(ends: Ends, hits: Voxels, a: Tensor, b: Tensor) -> Tensor:
     """(P,) share of the way behind two ends, along the line through both, with hits on it; the lesser of the two."""
     near, row = near_pairs(ends.position, ends.event, hits, NEAR)
-    counts = torch.bincount(near, minlength=len(ends.event))
-    offsets = counts.cumsum(0) - counts
+    offsets = offsets_of(torch.bincount(near, minlength=len(ends.event)))
     shares = []
     for one, other in ((a, b), (b, a)):
-        number = counts[one]
-        pair = torch.arange(len(one)).repeat_interleave(number)
-        of = torch.arange(len(pair)) - (number.cumsum(0) - number)[pair] + offsets[one[pair]]
+        pair, of = rows_of(offsets, one)
         back = normalize(ends.position[one] - ends.position[other], dim=1)[pair]
         off = hits.coords[row[of]].float() + 0.5 - ends.position[one][pair]
         depth = (off * back).sum(1)

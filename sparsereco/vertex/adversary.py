@@ -19,6 +19,7 @@ from sparsereco.sim.compose import Particles, TrackBank, deposits, random_rotati
 from sparsereco.sim.response import quenched
 from sparsereco.vertex.crop import HALF
 from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
+from sparsereco.voxels import offsets_of
 
 SIDE = 2 * HALF + 1
 
@@ -64,7 +65,7 @@ def draw_singles(
     particles = Particles(torch.arange(n), track, pdg, bank.ke[track], rotation, start * pitch)
     made, owner = deposits(bank, particles, n, _REACH)
     light = response.light_yield * quenched(made.energy, made.dedx, response.birks)
-    offsets = torch.cat([owner.new_zeros(1), torch.bincount(owner, minlength=n).cumsum(0)])
+    offsets = offsets_of(torch.bincount(owner, minlength=n))
     image, _ = ops.soft_voxelize(made.position / pitch, light, offsets, softness=softness, shape=(SIDE,) * 3)
     return Singles(species, particles.ke, particles.direction, start, image)
 

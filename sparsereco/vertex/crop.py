@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsereco.voxels import Voxels, rank_in_group, rows_of
+from sparsereco.voxels import Voxels, offsets_of, rank_in_group, rows_of
 
 HALF = 3
 """A crop reaches this many voxels from its central one: 7 x 7 x 7."""
@@ -62,8 +62,7 @@ def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = REACH
     crop, row = rows_of(hits.offsets, event)
     near = distance(hits.coords[row], centre[crop]) <= reach
     row, crop = row[near], crop[near]
-    counts = torch.bincount(crop, minlength=len(centre))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    offsets = offsets_of(torch.bincount(crop, minlength=len(centre)))
     return Voxels(hits.coords[row].contiguous(), hits.feats[row].contiguous(), offsets, hits.grid)
 
 

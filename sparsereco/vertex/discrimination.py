@@ -18,7 +18,7 @@ from sparsereco import ops
 from sparsereco.nn.sparse import Convolution, SparseBlock, sparse_tensor
 from sparsereco.stats import Estimate
 from sparsereco.vertex.fidelity import Images, Trial, summaries
-from sparsereco.voxels import Voxels
+from sparsereco.voxels import Voxels, offsets_of
 
 BATCH = 256
 """Images in a step of the CNN's training."""
@@ -137,7 +137,7 @@ def _voxels(images: Images, rows: Tensor) -> Voxels:
     across = (arm - along[:, None] * direction).norm(dim=1)
     seen = [light / 10, expected / 10, light - expected, (light > 0).float(), (expected > 0).float(), along / 2, across]
     feats = torch.stack(seen, 1)
-    offsets = torch.cat([event.new_zeros(1), torch.bincount(event, minlength=len(rows)).cumsum(0)])
+    offsets = offsets_of(torch.bincount(event, minlength=len(rows)))
     return Voxels(coords.int().contiguous(), feats, offsets, tuple(measured.shape[1:]))
 
 

@@ -22,13 +22,13 @@ from sparsereco.vertex.parameters import (
     State,
     choose,
     flat,
-    offsets_of,
     per_parameter,
     prior_derivatives,
     prior_loss,
     put_rows,
     rows_at,
 )
+from sparsereco.voxels import offsets_of
 
 _WORTH = 0.05
 """A step that lowers the loss by less is idle, like one that does not lower it; after two in a row a fit has ended."""

@@ -237,11 +237,6 @@ def put_rows(value: T, rows: Tensor, new: T) -> T:
     return type(value)(**columns)
 
 
-def offsets_of(counts: Tensor) -> Tensor:
-    """(N + 1,) where each of N groups starts, from their sizes."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
 def plain(value: T) -> T:
     """Without the mark of inference mode, which derivatives refuse."""
     return mapped(torch.clone, value)

@@ -45,12 +45,12 @@ from sparsereco.vertex.parameters import (
     flat,
     joined,
     mapped,
-    offsets_of,
     plain,
     prior_derivatives,
     rows_at,
     to_problem,
 )
+from sparsereco.voxels import offsets_of
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ATTEMPTS = 4
+from sparsereco.scale import RETRIES
+
+ATTEMPTS = RETRIES + 1
 """Workers that a unit may take with it."""
 
 
