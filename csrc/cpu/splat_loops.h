@@ -218,8 +218,8 @@ SPARSERECO_HD void find_runs(Located<scalar_t>& at, int n) {
 // Calls for rows that the next image needs: by itself, a CPU follows a stream only to the end of a page.
 template <int write, typename scalar_t>
 SPARSERECO_HD void prefetch(const scalar_t* from, int numbers) {
-  constexpr int kLine = 64 / sizeof(scalar_t), kFirstCache = 3;
-  for (int j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kFirstCache);
+  constexpr int kLine = 64 / sizeof(scalar_t), kSecondCache = 2;
+  for (int j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kSecondCache);
 }
 
 // Derivatives with respect to deposits [first, last) from those with respect to the image.
