@@ -20,10 +20,11 @@
 namespace sparsereco {
 namespace {
 
-constexpr int64_t kGrain = 256;       // output rows per task
-constexpr int64_t kPackGrain = 8192;  // weights per task
-constexpr int64_t kSlab = 8192;       // output rows that a weight gradient is summed over before slabs are added up,
-constexpr int64_t kMaxSlabs = 16;     // in order; more rows than so many slabs hold make longer slabs
+constexpr int64_t kGrain = 256;         // output rows per task
+constexpr int64_t kPackGrain = 8192;    // weights per task
+constexpr int64_t kCheckGrain = 32768;  // pairs per task
+constexpr int64_t kSlab = 8192;         // output rows that a weight gradient is summed over before slabs are added up,
+constexpr int64_t kMaxSlabs = 16;       // in order; more rows than so many slabs hold make longer slabs
 constexpr int64_t kMaxChannels = 1 << 16;
 
 // The instruction set that torch itself uses; ATEN_CPU_CAPABILITY=avx2 or =default chooses a smaller one.
@@ -78,14 +79,18 @@ std::vector<PairList> check_lists(const char* op, const at::Tensor& rows, const 
   const int32_t* in = rows.const_data_ptr<int32_t>();
   const int32_t* out = in + rows.size(1);
   if (transposed) std::swap(in, out);
+  at::parallel_for(0, n_lists, kCheckGrain / (rows.size(1) / n_lists + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t l = begin; l < end; ++l) {
+      const int64_t size = split[l + 1] - split[l], both = std::min(n_in, n_out);
+      check_column(op, l, "input", in + split[l], size, halved && l > 0 ? both : n_in);
+      check_column(op, l, "output", out + split[l], size, halved && l > 0 ? both : n_out);
+    }
+  });
   std::vector<PairList> lists;
   for (int64_t l = 0; l < n_lists; ++l) {
     const int64_t size = split[l + 1] - split[l];
-    const bool both = halved && l > 0;
-    check_column(op, l, "input", in + split[l], size, both ? std::min(n_in, n_out) : n_in);
-    check_column(op, l, "output", out + split[l], size, both ? std::min(n_in, n_out) : n_out);
     lists.push_back({in + split[l], out + split[l], size, halved ? n_lists - 1 + l : l});
-    if (both) lists.push_back({out + split[l], in + split[l], size, n_lists - 1 - l});
+    if (halved && l > 0) lists.push_back({out + split[l], in + split[l], size, n_lists - 1 - l});
   }
   return lists;
 }

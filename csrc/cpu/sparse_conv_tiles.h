@@ -77,10 +77,7 @@ template <typename T, int kRows, int kVectors>
 void multiply(const T* input, int64_t c_in, const T* weight, int64_t c_out, PairList pairs, bool first, T* block) {
   for (; pairs.size >= kRows; pairs.in += kRows, pairs.out += kRows, pairs.size -= kRows) {
     if (pairs.size >= 2 * kRows)  // the rows of the next tile lie anywhere: no processor fetches them by itself
-      for (int r = kRows; r < 2 * kRows; ++r) {
-        fetch(input + pairs.in[r] * c_in, c_in);
-        fetch(block + pairs.out[r] * c_out, kVectors * kLanes<T>);
-      }
+      for (int r = kRows; r < 2 * kRows; ++r) fetch(input + pairs.in[r] * c_in, c_in);
     multiply_tile<T, kRows, kVectors>(input, c_in, weight, c_out, pairs.in, pairs.out, first, block);
   }
   if constexpr (kRows > 1) multiply<T, kRows - 1, kVectors>(input, c_in, weight, c_out, pairs, first, block);
