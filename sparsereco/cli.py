@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import difflib
 import logging
 import os
 import re
@@ -14,12 +15,15 @@ import select
 import signal
 import sys
 import traceback
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar, get_type_hints
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
+import yaml
+from jsonargparse._actions import ActionConfigFile  # the package has it, but not in its __all__
 
 from sparsereco import __version__
 from sparsereco.errors import InputError
@@ -133,6 +137,54 @@ def new_parser(description: str) -> jsonargparse.ArgumentParser:
 
 class _HelpFormatter(RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
     """Keeps the line breaks of descriptions and examples."""
+
+
+class ConfigFile(ActionConfigFile):
+    """A YAML file of settings, as the action of an option."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Reads the file; whatever in it is no setting is told by its key, the file, and the nearest setting."""
+        if Path(values).is_file():
+            with suppress(yaml.YAMLError, UnicodeDecodeError):  # jsonargparse tells where the YAML is wrong
+                check_keys(parser, yaml.safe_load(Path(values).read_text()), values)
+        super().__call__(parser, cfg, values, option_string)
+
+
+def check_keys(parser: jsonargparse.ArgumentParser, values: Any, file: str) -> None:
+    """Holds what a file sets to the settings that there are.
+
+    Args:
+        parser: has an option for each setting.
+        values: content of the file.
+        file: for the error.
+
+    Raises:
+        InputError: a key is no setting.
+    """
+    known = {
+        action.dest
+        for action in parser._actions
+        if action.default != SUPPRESS and not isinstance(action, ActionConfigFile)  # as --help, --config
+    }
+    for key in _keys(values):
+        if key in known or any(name.startswith(f"{key}.") for name in known):
+            continue
+        section = f"{key.rpartition('.')[0]}."
+        start = len(section) if any(name.startswith(section) for name in known) else 0
+        beside = {name[start:] for name in known if name.startswith(key[:start])}
+        near = difflib.get_close_matches(key[start:], beside, 1)
+        names = near or sorted({name.partition(".")[0] for name in beside})
+        told = ", ".join(f"{key[:start]}{name}" for name in names)
+        raise InputError(f"{file}: no setting '{key}'; {'nearest' if near else 'there are'}: {told}", file=file)
+
+
+def _keys(values: Any, section: str = "") -> Iterator[str]:
+    """The keys of nested mappings, with the sections that they are in before them."""
+    for key, value in values.items() if isinstance(values, dict) else []:
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{section}{key}.")
+        else:
+            yield f"{section}{key}"
 
 
 def add_verbosity(parser: jsonargparse.ArgumentParser) -> None:

@@ -199,4 +199,7 @@ def test_what_the_command_line_says_about_geometries(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("size: [1, 2, 3]\n")
     with pytest.raises(InputError, match="has no boxes"):
         read_detector(str(tmp_path / "odd.yaml"))
+    (tmp_path / "odd.yaml").write_text("size: [1, 2, 3]\ncentres: [[0, 0, 0]]\npich: 1\n")
+    with pytest.raises(InputError, match=r"odd\.yaml: no setting 'pich'; nearest: pitch"):
+        read_detector(str(tmp_path / "odd.yaml"))
     assert (ROOT / "configs" / "detectors" / "2x2.yaml").is_file()

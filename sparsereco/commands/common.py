@@ -80,7 +80,7 @@ def reco_parser(text: str, unit: str, step_size: str | int) -> jsonargparse.Argu
     )
     add("-o", "--output", type=str | None, metavar="OUT.root", help="output; appears when all is done")
     add("-f", "--force", action="store_true", help="replace an output that is there already")
-    add("-c", "--config", action="config", metavar="FILE", help="settings as YAML; what stands further right wins")
+    add("-c", "--config", action=cli.ConfigFile, metavar="FILE", help="settings as YAML; what is further right wins")
     add("--print-config", action="store_true", help="print all settings as YAML and stop")
     add("--check", action="store_true", help=f"open the inputs, print what they hold, {unit} and the chain, and stop")
     add("--entry-start", type=int | None, metavar="N", help="first entry, counted over all inputs together")

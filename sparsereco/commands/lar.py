@@ -75,6 +75,7 @@ def read_detector(name: str | None) -> LArDetector:
 
     parser = cli.new_parser("")
     parser.add_class_arguments(LArDetector, nested_key=None)
+    cli.check_keys(parser, values, str(file))
     detector = cli.build(LArDetector, parser.parse_object(values))
     channels = detector.channels
     listed, layout = (name and str(file.parent / name) for name in (channels.file, channels.layout))  # beside it

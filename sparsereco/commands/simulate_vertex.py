@@ -101,6 +101,7 @@ def read_detector(name: str) -> Detector:
         raise InputError(f"--response: {file}: expected keys like those of configs/detectors/*.yaml", file=str(file))
     parser = cli.new_parser("")
     parser.add_class_arguments(Detector, nested_key=None)
+    cli.check_keys(parser, values, str(file))
     return cli.build(Detector, parser.parse_object(values))
 
 

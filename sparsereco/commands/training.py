@@ -29,7 +29,7 @@ Settings = TypeVar("Settings")
 def training_parser(text: str, settings: type[Any]) -> jsonargparse.ArgumentParser:
     """A parser with the options of `tools/train.py` that every stage has, and those of its settings."""
     parser = cli.new_parser(text)
-    parser.add_argument("-c", "--config", action="config", metavar="FILE", help="settings as YAML")
+    parser.add_argument("-c", "--config", action=cli.ConfigFile, metavar="FILE", help="settings as YAML")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_class_arguments(settings, nested_key=None)
     cli.add_verbosity(parser)
