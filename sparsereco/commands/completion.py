@@ -1,4 +1,4 @@
-"""`sparsereco completion`: a script that has bash complete commands, options and their choices."""
+"""`sparsereco completion`: a script that has a shell complete commands, options and their choices."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import argparse
 import importlib
 
 from sparsereco import cli
+from sparsereco.commands.main import VERBS
 
 TEXT = """\
-Prints a script for bash: with it, the tab key completes commands, options, and values of options that have choices,
-and names of files elsewhere, for `sparsereco` and for `tools/*.py` of a checkout. It takes bash 4.3 or newer.
+Prints a script for a shell: with it, the tab key completes commands, options, and values of options that have choices,
+and names of files elsewhere, for `sparsereco` and for `tools/*.py` of a checkout. It takes bash 4.3, zsh 5, fish 3 or
+newer; that for zsh goes behind `compinit`.
 
-example:
+examples:
   sparsereco completion bash > ~/.sparsereco.bash && echo 'source ~/.sparsereco.bash' >> ~/.bashrc
+  sparsereco completion zsh > ~/.sparsereco.zsh && echo 'source ~/.sparsereco.zsh' >> ~/.zshrc
+  sparsereco completion fish > ~/.config/fish/conf.d/sparsereco.fish
 """
 
-SCRIPT = """\
+BASH = """\
 # Completion of sparsereco for bash, made by `sparsereco completion bash`.
 # What may follow the words of a command, by these words; nothing is known where names of files come.
 declare -gA _sparsereco_words=(
@@ -35,32 +39,104 @@ _sparsereco() {{
   mapfile -t COMPREPLY < <(compgen -W "$known" -- "$word")
 }}
 
-complete -o default -F _sparsereco {names}
+complete -o default -F _sparsereco sparsereco {names}
 """
+
+ZSH = """\
+# Completion of sparsereco for zsh, made by `sparsereco completion zsh`.
+# What may follow the words of a command, by these words; nothing is known where names of files come.
+typeset -gA _sparsereco_words=(
+{words}
+)
+
+_sparsereco() {{
+  local name=${{words[1]:t}}
+  local -a before=("${{(@)words[2,CURRENT-1]}}")
+  [[ $name == *.py ]] && before=("${{name%.py}}" "${{(@)before}}")
+  local command="${{(j: :)before[1,2]}}" last=${{before[-1]-}}
+  local choices="$command $last" known=
+  if [[ $last == -* ]] && (( ${{+_sparsereco_words[$choices]}} )); then
+    known=$_sparsereco_words[$choices]
+  elif (( $#before < 2 )) || [[ $words[CURRENT] == -* ]]; then
+    known=${{_sparsereco_words[${{command:-sparsereco}}]-}}
+  fi
+  compadd -- ${{=known}} || _files
+}}
+
+compdef _sparsereco sparsereco {names}
+"""
+
+FISH = """\
+# Completion of sparsereco for fish, made by `sparsereco completion fish`.
+# What may follow the words of a command, by these words; nothing is known where names of files come.
+function __sparsereco_words
+    switch "$argv"
+{words}
+        case '*'
+            return 1
+    end
+end
+
+function __sparsereco
+    set -l before (commandline -opc)
+    set -l word (commandline -ct)
+    set -l known
+    set -l name (string replace -r '.*/' '' -- $before[1])
+    set -e before[1]
+    string match -q '*.py' -- $name; and set -p before (string replace '.py' '' -- $name)
+    set -l command (string join ' ' -- $before[1..2])
+    if string match -q -- '-*' "$before[-1]"; and set known (__sparsereco_words "$command $before[-1]")
+    else if test (count $before) -lt 2; or string match -q -- '-*' "$word"
+        test -n "$command"; or set command sparsereco
+        set known (__sparsereco_words "$command")
+    end
+    if set -q known[1]
+        printf '%s\\n' $known
+    else
+        __fish_complete_path "$word"
+    end
+end
+
+complete -c sparsereco -f -a '(__sparsereco)'
+for tool in {names}
+    complete -p "*/$tool" -f -a '(__sparsereco)'
+end
+"""
+
+SHELLS = {
+    "bash": (BASH, '  ["{before}"]="{after}"'),
+    "zsh": (ZSH, '  "{before}" "{after}"'),
+    "fish": (FISH, '        case "{before}"\n            string split -n " " -- "{after}"; true'),
+}
+"""The script for each shell, and a line of its table."""
 
 
 def run(argv: list[str]) -> None:
     """Prints the script; takes some seconds, because all commands are asked for their options."""
     parser = cli.new_parser(TEXT)
-    parser.add_argument("shell", choices=["bash"], help="the shell that it is for")
-    parser.parse_args(argv)
-    print(script())
+    parser.add_argument("shell", choices=list(SHELLS), help="the shell that it is for")
+    print(script(parser.parse_args(argv).shell), end="")
 
 
-def script() -> str:
-    """The script for bash."""
-    from sparsereco.commands.main import VERBS
+def script(shell: str) -> str:
+    """The script for a shell."""
+    text, line = SHELLS[shell]
+    lines = [line.format(before=before, after=" ".join(after)) for before, after in words().items()]
+    folders = ["tools/"] if shell == "fish" else ["tools/", "./tools/"]  # fish goes by the end of the whole path
+    tools = [f"{folder}{verb}.py" for verb in VERBS if verb != "completion" for folder in folders]
+    return text.format(words="\n".join(lines), names=" ".join(tools))
 
-    words = {"sparsereco": list(VERBS), "completion": ["bash"]}
-    tools = [verb for verb in VERBS if verb != "completion"]
-    for verb in tools:
-        commands = importlib.import_module(f"sparsereco.commands.{verb}").COMMANDS
-        words[verb] = list(commands)
-        for name, command in commands.items():
-            words |= options(f"{verb} {name}", command.parser())
-    lines = [f'  ["{before}"]="{" ".join(after)}"' for before, after in words.items()]
-    names = ["sparsereco", *(f"{folder}{tool}.py" for tool in tools for folder in ("tools/", "./tools/"))]
-    return SCRIPT.format(words="\n".join(lines), names=" ".join(names))
+
+def words() -> dict[str, list[str]]:
+    """What may follow the words of a command, by these words."""
+    found = {"sparsereco": list(VERBS), "completion": list(SHELLS)}
+    for verb in VERBS:
+        if verb != "completion":
+            commands = importlib.import_module(f"sparsereco.commands.{verb}").COMMANDS
+            found[verb] = list(commands)
+            for name, command in commands.items():
+                found |= options(f"{verb} {name}", command.parser())
+    return found
 
 
 def options(command: str, parser: argparse.ArgumentParser) -> dict[str, list[str]]:

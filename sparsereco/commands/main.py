@@ -14,7 +14,7 @@ VERBS = {
     "display": "events as a page for the browser",
     "train": "networks on simulated events, or a response on measured ones",
     "convert": "files of other formats to input files",
-    "completion": "a script that has bash complete commands and options",
+    "completion": "a script that has bash, zsh or fish complete commands and options",
 }
 """Each is a module beside this one, imported when it is asked for: some need torch to say what they can do."""
 
