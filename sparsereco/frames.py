@@ -13,9 +13,8 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import uproot
 from numpy.typing import NDArray
 
 from sparsereco import remote
-from sparsereco.errors import InputError
+from sparsereco.errors import InputError, reason
 from sparsereco.io import expand
 
 NAME = re.compile(r"pic_run(\d+)_ev(\d+)")
@@ -66,7 +65,7 @@ def survey_frames(files: Iterable[str], on_bad_file: Callable[[InputError], None
     """Opens every file and counts its frames; a MIDAS file has to be unpacked for that.
 
     Args:
-        files: local paths and globs; of ROOT files also URLs.
+        files: local paths, globs and URLs.
         on_bad_file: called with the error of a file that cannot be read.
 
     Raises:
@@ -79,7 +78,7 @@ def survey_frames(files: Iterable[str], on_bad_file: Callable[[InputError], None
             if kind == "MIDAS":
                 found.append(FrameFile(path, kind, sum(1 for _ in _midas_banks(path, skip=True))))
             else:
-                with remote.connection(path), _opened(path, kind) as (names, _read):
+                with _opened(path, kind) as (names, _read):
                     found.append(FrameFile(path, kind, len(names)))
         except InputError as error:
             if on_bad_file is None:
@@ -97,7 +96,7 @@ def iterate_frames(
     """Reads frames one by one, in the order of the files and by run and event within a file.
 
     Args:
-        files: local paths and globs; of ROOT files also URLs.
+        files: local paths, globs and URLs.
         entry_start: first frame, counted over all files together.
         entry_stop: first frame not read any more, counted likewise.
         on_bad_file: called with the error of a file that cannot be read (further); reading goes on with the next file.
@@ -129,20 +128,20 @@ def _frames(path: str, start: float, stop: float) -> Iterator[Frame | None]:
     """Frames of a file; None for those before ``start``, none from ``stop`` on."""
     kind = _kind(path)
     if kind == "MIDAS":
-        run = int(match[1]) if (match := re.search(r"run(\d+)", Path(path).name)) else 0
+        run = int(match[1]) if (match := re.search(r"run(\d+)", remote.name(path))) else 0
         for entry, (event, data) in enumerate(_midas_banks(path)):
             if entry >= stop:
                 return
             yield Frame(run, event, _from_midas(path, event, data), path, entry) if entry >= start else None
         return
-    with remote.connection(path), _opened(path, kind) as (names, read):
+    with _opened(path, kind) as (names, read):
         for entry, name in enumerate(names):
             if entry >= stop:
                 return
             if entry < start:
                 yield None
                 continue
-            match = NAME.search(name) or re.search(r"run(\d+)()", Path(path).name)
+            match = NAME.search(name) or re.search(r"run(\d+)()", remote.name(path))
             try:
                 image = np.asarray(read(name))
             except Exception as error:  # uproot and h5py have many exceptions for damaged files, of no common class
@@ -157,25 +156,21 @@ def _frames(path: str, start: float, stop: float) -> Iterator[Frame | None]:
 
 
 def _kind(path: str) -> str:
-    """ROOT, HDF5 or MIDAS, by what the file begins with; a URL is taken for one of a ROOT file.
+    """ROOT, HDF5 or MIDAS, by what the file begins with.
 
     Raises:
         InputError: no such file, or none of the three.
     """
-    if remote.is_remote(path):
-        return "ROOT"
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"no such file: {path}", file=path)
-    if file.is_dir():
-        raise InputError(f"{path} is a directory, expected a file with frames", file=path)
-    with file.open("rb") as opened:
-        head = opened.read(8)
+    with remote.opened(path) as file:
+        try:
+            head = file.read(8)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {reason(error)}", file=path) from error
     if head.startswith(b"root"):
         return "ROOT"
     if head == b"\x89HDF\r\n\x1a\n":
         return "HDF5"
-    if file.name.endswith((".mid", ".mid.gz")):
+    if remote.name(path).endswith((".mid", ".mid.gz")):
         return "MIDAS"
     raise InputError(f"{path} holds no frames: expected a ROOT, HDF5 or MIDAS file (.mid, .mid.gz)", file=path)
 
@@ -183,22 +178,22 @@ def _kind(path: str) -> str:
 @contextmanager
 def _opened(path: str, kind: str) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
     """Names of the frames in a ROOT or HDF5 file by run and event, and a function that reads one."""
-    try:
-        if kind == "ROOT":
-            root = uproot.open({path: None}, array_cache=None, object_cache=None)
-            there = root.classnames(cycle=False)
-            names = [key for key, kind in there.items() if kind.startswith("TH2")]
-            close, read = root.close, lambda name: root[name].values().T
-        else:
-            import h5py
+    with ExitStack() as stack:
+        try:
+            if kind == "ROOT":
+                stack.enter_context(remote.connection(path))
+                root = stack.enter_context(uproot.open({path: None}, array_cache=None, object_cache=None))
+                there = root.classnames(cycle=False)
+                names = [key for key, kind in there.items() if kind.startswith("TH2")]
+            else:
+                import h5py
 
-            file = h5py.File(path, "r")
-            there = file.keys()
-            names = [name for name in there if isinstance(file[name], h5py.Dataset)]
-            close, read = file.close, lambda name: file[name][()]
-    except Exception as error:  # as in `_frames`
-        raise InputError(f"{path} cannot be read as {kind} file: {error}", file=path) from error
-    try:
+                file = stack.enter_context(h5py.File(stack.enter_context(remote.opened(path)), "r"))
+                names = there = list(file)
+        except InputError:
+            raise
+        except Exception as error:  # as in `_frames`
+            raise InputError(f"{path} cannot be read as {kind} file: {error}", file=path) from error
         named = sorted((name for name in names if NAME.search(name)), key=_number)
         if not named and kind == "HDF5" and "Image" in names:
             named = ["Image"]
@@ -207,9 +202,7 @@ def _opened(path: str, kind: str) -> Iterator[tuple[list[str], Callable[[str], A
                 f"{path} holds no frames: expected names like pic_run1_ev0, it has {', '.join(sorted(there)[:5])}",
                 file=path,
             )
-        yield named, read
-    finally:
-        close()
+        yield named, lambda name: root[name].values().T if kind == "ROOT" else file[name][()]
 
 
 def _number(name: str) -> tuple[int, int]:
@@ -225,8 +218,9 @@ def _midas_banks(path: str, skip: bool = False) -> Iterator[tuple[int, bytes]]:
     banks, then the banks, padded to 8 bytes (MIDAS wiki, "Event structure").
     """
     done = 0
-    with Path(path).open("rb") as raw:
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw  # type: ignore[assignment]
+    with remote.opened(path) as raw:
+        packed = remote.name(path).endswith(".gz")
+        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
         try:
             while header := file.read(16):
                 if len(header) < 16:
@@ -243,6 +237,8 @@ def _midas_banks(path: str, skip: bool = False) -> Iterator[tuple[int, bytes]]:
                     done += 1
         except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
             raise InputError(f"{path} is truncated or damaged after {done} frames: {error}", file=path) from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read after {done} frames: {reason(error)}", file=path) from error
 
 
 def _find_bank(body: bytes, wanted: bytes) -> bytes | None:

@@ -8,13 +8,14 @@ A file of voxels has a dataset with the fields imageInd, voxx, voxy, voxz (voxel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsereco import remote
 from sparsereco.errors import BranchError, InputError
 
 EVENT, TRACK, PDG = ("event_id", "eventID"), ("traj_id", "trackID"), ("pdg_id", "pdgId")
@@ -49,20 +50,18 @@ class VoxelTable:
 
 def is_hdf5(path: str) -> bool:
     """Whether a name is that of an HDF5 file."""
-    return Path(path).suffix.lower() in (".h5", ".hdf5")
+    return PurePath(remote.name(path)).suffix.lower() in (".h5", ".hdf5")
 
 
 def read_hdf5(path: str) -> SegmentTable | VoxelTable:
     """Reads a file of segments or of voxels.
 
     Raises:
-        InputError: no such file, no HDF5, neither kind of dataset, or numbers that are none.
+        InputError: what `remote.opened` raises, no HDF5, neither kind of dataset, or numbers that are none.
         BranchError: a field is missing.
     """
-    if not Path(path).is_file():
-        raise InputError(f"no such file: {path}", file=path)
     try:
-        with h5py.File(path) as file:
+        with remote.opened(path) as opened, h5py.File(opened) as file:
             tables = {name: data.dtype.names or () for name, data in file.items() if isinstance(data, h5py.Dataset)}
             name = next(
                 (n for n, fields in tables.items() if n == "segments" or set(VOXEL_FIELDS) <= set(fields)), None

@@ -241,15 +241,8 @@ def _entry_range(entry_start: int | None, entry_stop: int | None) -> tuple[float
 
 def _check_local(path: str) -> None:
     """Says what is wrong with a path before uproot has to guess."""
-    if not Path(path).exists():
-        raise InputError(f"no such file: {path}", file=path)
-    if Path(path).is_dir():
-        raise InputError(f"{path} is a directory, expected a ROOT file", file=path)
-    try:
-        with Path(path).open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}", file=path) from error
+    with remote.opened(path) as file:
+        magic = file.read(4)
     if not magic:
         raise InputError(f"{path} is empty (0 bytes), expected a ROOT file", file=path)
     if magic != b"root":

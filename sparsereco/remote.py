@@ -1,4 +1,4 @@
-"""Files on servers, by URL: uproot reads them through fsspec, and this is what has to be seen to before and after.
+"""Files by path or URL: one way to open any of them, and what has to be seen to with servers before and after.
 
 A server of XRootD is given time to come back, but not for ever: by itself its client waits 30 minutes for an answer.
 """
@@ -11,6 +11,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 from sparsereco.errors import InputError, reason
 
@@ -22,10 +24,57 @@ LIMITS = {
 }
 """Settings of the XRootD client where the environment has none: it gives up after 40 s without a connection."""
 
+BLOCK = 1 << 18
+"""What is read ahead [bytes]: little where HDF5 looks here and there for what it wants, much for a small read."""
+
 
 def is_remote(path: str) -> bool:
     """Whether a path is a URL."""
     return "://" in path
+
+
+def name(path: str) -> str:
+    """Name of a file without its folder; of a URL without its query."""
+    return Path(path.partition("?")[0] if is_remote(path) else path).name
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file to be read, on a disk or a server.
+
+    Raises:
+        InputError: there is no such file, it is a directory, it cannot be opened, or its URL needs a package that is
+            not installed.
+    """
+    with connection(path):
+        file = _open_url(path) if is_remote(path) else _open_local(path)
+        try:
+            yield file
+        finally:
+            with suppress(OSError):  # where a connection broke; that is told already
+                file.close()
+
+
+def _open_url(url: str) -> IO[bytes]:
+    import fsspec
+
+    try:
+        files, path = fsspec.url_to_fs(url)
+        opened: IO[bytes] = files.open(path, "rb", block_size=BLOCK)
+    except Exception as error:  # of as many classes as there are protocols
+        raise InputError(f"{url} cannot be read: {reason(error)}", file=url) from error
+    return opened
+
+
+def _open_local(path: str) -> IO[bytes]:
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}", file=path) from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a directory, expected a file", file=path) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}", file=path) from error
 
 
 @contextmanager

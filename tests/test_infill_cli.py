@@ -112,7 +112,7 @@ def test_segments_and_voxels_from_hdf5(run: Run) -> None:
     rows["x_start"], rows["x_end"] = [-12, -12, 0], [12, 0, 12]
     with h5py.File("segments.h5", "w") as file:
         file["segments"] = rows
-    assert run("reco", "infill", "segments.h5", "-o", "a.root", "--detector", "gap10") == cli.DONE
+    assert run("reco", "infill", "segm*.h5", "-o", "a.root", "--detector", "gap10") == cli.DONE
     found = read("a.root", INFILL)
     assert found["event"].tolist() == [7, 9]
     assert ak.num(found["fill_e"]).tolist()[0] >= 8

@@ -252,7 +252,7 @@ def test_survey_reads_no_events_and_reports_bad_files(write_hits: WriteHits, tmp
     errors: list[InputError] = []
     (source,) = survey([str(tmp_path), good], HITS, on_bad_file=errors.append)
     assert (source.file, source.tree, source.entries) == (good, "hits", 6)
-    assert [str(error) for error in errors] == [f"{tmp_path} is a directory, expected a ROOT file"]
+    assert [str(error) for error in errors] == [f"{tmp_path} is a directory, expected a file"]
 
 
 def changed(events: ak.Array, branch: str, event: int, value: float) -> ak.Array:

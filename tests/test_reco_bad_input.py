@@ -45,7 +45,7 @@ def bad_file(kind: str, write_hits: WriteHits, folder: Path) -> str:
 
 BAD_FILES = {
     "missing": "no such file: .*missing.root",
-    "directory": "directory.root is a directory, expected a ROOT file",
+    "directory": "directory.root is a directory, expected a file",
     "empty": r"empty.root is empty \(0 bytes\), expected a ROOT file",
     "text": "text.root is no ROOT file",
     "truncated": r"truncated.root is truncated: \d+ bytes of \d+",

@@ -15,6 +15,7 @@ import uproot
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from sparsereco import remote
 from sparsereco.errors import InputError
 from sparsereco.frames import Frame, histogram
 from sparsereco.writer import RootWriter
@@ -102,10 +103,10 @@ def read_pedestal(path: str) -> Pedestal:
     Raises:
         InputError: no such file, no ROOT file, no pedestal in it, or a pedestal that no pixel has.
     """
-    if not Path(path).is_file():
+    if not remote.is_remote(path) and not Path(path).is_file():
         raise InputError(f"no such pedestal: {path}", file=path)
     try:
-        with uproot.open({path: None}) as root:
+        with remote.connection(path), uproot.open({path: None}) as root:
             names = [name for name, kind in root.classnames(cycle=False).items() if kind.startswith("TH2")]
             if "pedmap" not in names:
                 raise InputError(
@@ -134,14 +135,19 @@ def read_vignetting(path: str, shape: tuple[int, ...]) -> Floats:
     Raises:
         InputError: no such file or map, or a map that is not positive.
     """
-    if not Path(path).is_file():
+    if not remote.is_remote(path) and not Path(path).is_file():
         raise InputError(f"no such vignetting map: {path}", file=path)
-    with uproot.open({path: None}) as root:
-        kinds = root.classnames(cycle=False).items()
-        names = [name for name, kind in kinds if kind.startswith("TH2") and "normmap" in name]
-        if not names:
-            raise InputError(f"{path} holds no vignetting map: expected a TH2 'normmap'", file=path)
-        coarse = root[names[0]].values().T
+    try:
+        with remote.connection(path), uproot.open({path: None}) as root:
+            kinds = root.classnames(cycle=False).items()
+            names = [name for name, kind in kinds if kind.startswith("TH2") and "normmap" in name]
+            if not names:
+                raise InputError(f"{path} holds no vignetting map: expected a TH2 'normmap'", file=path)
+            coarse = root[names[0]].values().T
+    except InputError:
+        raise
+    except Exception as error:  # as in `read_pedestal`
+        raise InputError(f"{path} cannot be read as a vignetting map: {error}", file=path) from error
     places = [(np.arange(n) + 0.5) * size / n - 0.5 for n, size in zip(shape, coarse.shape, strict=True)]
     fine = map_coordinates(coarse, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest", output=np.float32)
     fine /= fine.max()

@@ -90,21 +90,24 @@ def read_or_measure(path: str, quiet: bool) -> Pedestal:
     from sparsereco.camera.pedestal import measure_pedestal, read_pedestal
     from sparsereco.frames import iterate_frames, survey_frames
 
-    if Path(path).suffix == ".root" and not is_run(path):
+    if is_pedestal(path):
         return read_pedestal(path)
     total = sum(file.entries for file in survey_frames([path]))
     with cli.progress("pedestal", total, "frames", quiet) as advance:
         return measure_pedestal(counted(iterate_frames([path]), advance))
 
 
-def is_run(path: str) -> bool:
-    """Whether a ROOT file holds frames, not a pedestal that is made already."""
+def is_pedestal(path: str) -> bool:
+    """Whether a file is a ROOT file without frames, where a pedestal may be."""
+    from sparsereco import remote
     from sparsereco.frames import survey_frames
 
-    try:
-        return survey_frames([path])[0].entries > 0
-    except InputError:
+    if not remote.name(path).endswith(".root"):
         return False
+    try:
+        return survey_frames([path])[0].entries == 0
+    except InputError:
+        return True
 
 
 def counted(frames: Any, advance: Any) -> Any:
@@ -215,7 +218,7 @@ def shared_pedestal(args: jsonargparse.Namespace, chain: CameraChain, folder: Pa
     """A pedmap file for the workers: that of the command line, or one among the parts with what was measured."""
     from sparsereco.camera.pedestal import write_pedestal
 
-    if Path(args.pedestal).suffix == ".root" and not is_run(args.pedestal):
+    if is_pedestal(args.pedestal):
         return str(args.pedestal)
     path = folder.resolve() / "pedestal.root"
     write_pedestal(path, chain.pedestal, force=True)

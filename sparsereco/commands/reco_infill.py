@@ -247,8 +247,9 @@ def survey(args: jsonargparse.Namespace, names: ChargeBranchNames, skipped: list
     roots = [file for file in args.files if not is_hdf5(file)]
     sources = io.survey(roots, CHARGE_HITS, names, on_bad_file)
     inputs = [Input(source.file, source.tree, source.entries, source.uuid) for source in sources]
-    for file in args.files if skipped is not None and len(roots) < len(args.files) else []:
+    if len(roots) < len(args.files):
         check_one_format(args.files)
+    for file, _ in io.expand(args.files) if skipped is not None and not roots else []:
         try:
             inputs.append(Input(file, None, count_events(file)))
         except InputError as error:
@@ -287,9 +288,10 @@ def of_hdf5(
 ) -> Iterator[Chunk]:
     """Events of HDF5 files, arguments as of `sparsereco.io.iterate`."""
     from sparsereco.infill.events import from_hdf5
+    from sparsereco.io import expand
 
     before = 0
-    for file in files:
+    for file, _ in expand(files):
         try:
             for chunk in from_hdf5(file, gaps, 500):
                 first, last = max(start - before, 0), len(chunk.events) if stop is None else max(stop - before, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,9 +18,14 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from test_frames import WRITERS
+from test_remote import write_segments
 
+from sparsereco.camera.pedestal import write_pedestal
+from sparsereco.commands.reco_camera import read_or_measure
 from sparsereco.errors import InputError
 from sparsereco.frames import histogram, iterate_frames, survey_frames
+from sparsereco.hdf5 import read_hdf5
 from sparsereco.io import HITS, RECO, RootWriter, iterate, read, survey
 
 HERE = Path(__file__).parent
@@ -161,6 +167,59 @@ def test_rntuples_and_frames(server: Server) -> None:
     assert survey_frames([url])[0].entries == 1
     (frame,) = iterate_frames([url])
     assert (frame.run, frame.event, frame.image.tolist()) == (3, 1, image.tolist())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_frames_and_pedestals_of_every_format(server: Server, name: str) -> None:
+    images = list(np.random.default_rng(2).integers(90, 200, (3, 32, 32), np.int32))
+    path = WRITERS[name](server.folder / "data" / name, images)
+    path.chmod(0o644)
+    url = f"{server.url}/{name}"
+    assert survey_frames([f"{server.url}/run7*{path.suffix}"])[0].entries == 3
+    for frame, image in zip(iterate_frames([url]), images, strict=True):
+        assert (frame.file, frame.run, frame.image.tolist()) == (url, 7, image.tolist())
+    here, there = (read_or_measure(one, quiet=True) for one in (str(path), url))
+    assert (here.frames, here.mean.tolist()) == (3, there.mean.tolist())
+    write_pedestal(path.with_name("pedmap.root"), here, force=True)
+    path.with_name("pedmap.root").chmod(0o644)
+    assert read_or_measure(f"{server.url}/pedmap.root", quiet=True).sigma.tolist() == here.sigma.tolist()
+
+
+def test_segments(server: Server) -> None:
+    path = write_segments(server.folder / "data" / "edep.h5")
+    path.chmod(0o644)
+    here, there = read_hdf5(str(path)), read_hdf5(f"{server.url}/edep.h5")
+    assert here.energy.tolist() == there.energy.tolist()
+
+
+READER = """
+import sys
+from sparsereco.frames import iterate_frames
+for n, frame in enumerate(iterate_frames([sys.argv[1]])):
+    if n == 0:
+        print("one", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if not name.endswith(".root")])
+def test_server_killed_between_frames(server: Server, name: str) -> None:
+    images = list(np.random.default_rng(3).integers(0, 60000, (40, 512, 512), np.int32))
+    WRITERS[name](server.folder / "data" / name, images).chmod(0o644)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, f"{server.url}/{name}"],
+        env=os.environ | HASTY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "one\n"
+    server.signal(signal.SIGKILL)
+    said = reader.communicate("\n", timeout=90)[1].splitlines()[-1]
+    assert reader.returncode == 1
+    assert re.match(rf"sparsereco.errors.InputError: {server.url}/{name}.* cannot be read.*Connection error", said)
 
 
 def test_same_values_as_from_disk(
