@@ -19,6 +19,7 @@ from tool_loader import TOOLS, load_tool
 
 from sparsereco import cli
 from sparsereco.display.page import to_page
+from sparsereco.display.shapes import SIZE
 from sparsereco.display.vertex import vertex_event
 from sparsereco.io import HITS, RECO, TRUTH, RootWriter, read
 from sparsereco.schema import CHARGE_HITS, FRAMES, INFILL, ROIS
@@ -211,6 +212,9 @@ def test_the_infill_before_and_after(run: Callable[..., None], open_page: Open, 
     assert drawn(page, "missed")[0]["visible"] == "legendonly"
     page.get_by_role("button", name="side by side").click()
     assert page.evaluate("plot.data.map(trace => trace.scene)") == ["scene", "scene", "scene2", "scene3", "scene3"]
+    # Plotly draws a cube by the height of its panel; in a narrow one it is smaller, so that the labels stay inside.
+    size, width, height = page.evaluate("[plot.layout.scene.aspectratio.x, plot.clientWidth, plot.clientHeight]")
+    assert size == pytest.approx(SIZE * (0.3 * width - 60) / height, rel=0.01)
     turned = {"x": 0.1, "y": 2, "z": 0.1}
     page.evaluate("eye => Plotly.relayout(plot, { 'scene2.camera': { ...plot.layout.scene2.camera, eye } })", turned)
     page.wait_for_function("plot.layout.scene3.camera.eye.y === 2 && plot.layout.scene.camera.eye.y === 2")

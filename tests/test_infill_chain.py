@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sparsereco.infill import baselines
-from sparsereco.infill.candidates import FEATURES, bend, make_problem
+from sparsereco.infill.candidates import FEATURES, bend, loss_behind, make_problem
 from sparsereco.infill.chain import InfillChain, pose
 from sparsereco.infill.channels import Channels
 from sparsereco.infill.choice import choose
 from sparsereco.infill.config import InfillConfig
 from sparsereco.infill.ends import find_ends
-from sparsereco.infill.fits import crossing, refined
+from sparsereco.infill.fits import crossing, refined, with_empty
 from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.infill.model import Filler, FillerConfig, answers, filler_loss, line_charge
 from sparsereco.infill.tracks import find_lines
@@ -91,9 +91,62 @@ def test_crossing_is_the_length_in_a_voxel() -> None:
 def test_refining_leaves_a_line_without_hits_alone() -> None:
     point, direction = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     none = torch.zeros(0, dtype=torch.int64)
-    moved = refined(point, direction, torch.ones(1), none, torch.zeros(0, 3), torch.zeros(0))
+    moved = refined(point, direction, torch.ones(1), none, torch.zeros(0, 3), torch.zeros(0), torch.zeros(0))
     torch.testing.assert_close(moved[0], point)
     torch.testing.assert_close(moved[1], direction)
+
+
+def test_empty_voxels_beside_a_track_tell_where_it_passes() -> None:
+    away: dict[str, list[float]] = {"hits": [], "empty ones too": []}
+    random = np.random.default_rng(3)
+    gaps = Gaps(SLAB)
+    for _ in range(40):
+        y, z, slope, tilt = random.uniform(-40, 40, 4) * (1, 1, 2, 2)
+        start, end = (torch.tensor([side * 180.0, y + side * slope, z + side * tilt]) for side in (-1, 1))
+        hits, _ = tracks((tuple(start.tolist()), tuple(end.tolist())))
+        # Energies fluctuate, and only hits near the gap are taken.
+        noisy = hits.feats * torch.from_numpy(random.gamma(3.0, 1 / 3.0, hits.feats.shape)).float()
+        hits = hits.with_feats(noisy).select((noisy[:, 0] > 0.1) & ((hits.coords[:, 0] - 54.5).abs() < 17))
+        row = torch.arange(len(hits.coords))
+        of, place, energy = with_empty(torch.zeros_like(row), row, hits, gaps)
+        assert bool((energy[: len(row)] == hits.signal).all())
+        assert not energy[len(row) :].any()
+        assert (gaps.of(place.long().numpy()) == -1).all()
+        assert len(torch.unique(place, dim=0)) == len(place)
+        true = torch.nn.functional.normalize(end - start, dim=0)
+        where = ((start + end) / 2 - torch.tensor(SLAB.origin)) / SLAB.pitch
+        point, loss = where[None] + torch.tensor([0.0, 0.1, -0.1]), torch.full((1,), PER_VOXEL)
+        for name, n in (("hits", len(row)), ("empty ones too", len(of))):
+            fitted, _ = refined(point, true[None], loss, of[:n], place[:n], energy[:n], torch.zeros(n))
+            away[name].append(float(torch.linalg.cross(fitted[0] - where, true).norm()))
+    assert np.median(away["empty ones too"]) < 0.85 * np.median(away["hits"])
+
+
+def test_a_line_follows_the_near_hits_of_a_bent_track() -> None:
+    # It comes at a slope of a tenth and leaves straight ahead, 5 voxels before the face.
+    hits, _ = tracks(((-80.0, 4.7, 1.2), (-38.0, 0.5, 1.2)), ((-38.0, 0.5, 1.2), (-19.1, 0.5, 1.2)))
+    row = torch.arange(len(hits.coords))
+    of, place, energy = with_empty(torch.zeros_like(row), row, hits, Gaps(SLAB))
+    face = (torch.tensor([[-19.0, 0.5, 1.2]]) - torch.tensor(SLAB.origin)) / SLAB.pitch
+    ahead, loss = torch.tensor([[1.0, 0.0, 0.0]]), torch.full((1,), PER_VOXEL)
+    turned = [
+        refined(face, ahead, loss, of, place, energy, lever)[1][0, 1].abs()
+        for lever in (torch.zeros(len(of)), 5 * (place - face).norm(dim=1))
+    ]
+    assert float(turned[1]) < 0.5 * float(turned[0])
+
+
+def test_what_a_track_loses_behind_its_end() -> None:
+    gaps = Gaps(SLAB)
+    hits, _ = tracks(((-180.0, 2.0, 2.0), (-19.1, 2.0, 2.0)), ((-40.0, 62.0, 2.0), (-19.1, 62.0, 2.0)))
+    stopping = hits.coords[:, 0] >= 47
+    hits = hits.with_feats(torch.where(stopping[:, None], 3 * hits.feats, hits.feats))
+    ends = find_ends(hits, gaps)
+    lines = find_lines(ends, hits, gaps)
+    long, short = sorted(loss_behind(hits, lines).tolist(), key=sum, reverse=True)
+    assert long[:3] == pytest.approx([3 * PER_VOXEL, PER_VOXEL, PER_VOXEL], rel=0.05)
+    assert short[0] > 2 * PER_VOXEL
+    assert short[2:] == [0, 0]
 
 
 def test_the_candidates_hold_the_track_and_are_dead() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsereco.display.page import Event, Table, Trace, View
-from sparsereco.display.shapes import SIZE, Points, boxes, colour_axis, cubes, place, points, scene, voxels
+from sparsereco.display.shapes import Points, boxes, colour_axis, cubes, place, points, scene, voxels
 from sparsereco.infill.gaps import Gaps
 from sparsereco.kinematics import particle_name
 
@@ -129,11 +129,10 @@ def _places(
     missing_in = np.empty(0, int) if truth is None else ak.to_numpy(truth.miss_gap)
     gap, voxel = np.concatenate([filled_in, missing_in]), np.concatenate([centres["filled"], centres["missing"]])
     numbers, counts = np.unique(gap, return_counts=True)
-    size = SIZE if len(scenes) == 1 else 0.55 * SIZE
     places: dict[str, dict[str, Any]] = {}
 
     def box(middle: Points, half: float) -> dict[str, Any]:
-        return place(middle, np.full(3, max(NEAR, half)), scenes, size)
+        return place(middle, np.full(3, max(NEAR, half)), scenes)
 
     for number in numbers[np.argsort(-counts, kind="stable")].tolist():
         low, high = np.quantile(voxel[gap == number], [0.1, 0.9], axis=0)  # a few voxels may lie far from the others
@@ -144,7 +143,7 @@ def _places(
         event = {"event": box((low + high) / 2, 0.55 * float((high - low).max()))}
         places = event | places if len(gap) < FEW else places | event
     half = np.array(gaps.detector.shape) * gaps.detector.pitch / 2
-    places["whole detector"] = place(np.array(gaps.detector.origin) + half, half, scenes, size)
+    places["whole detector"] = place(np.array(gaps.detector.origin) + half, half, scenes)
     return places
 
 
@@ -160,6 +159,8 @@ def _side_by_side(
             if key in shown:
                 traces.append(cubes(key, edge, key, log=True, opacity=0.5, coloraxis="coloraxis", scene=one))
         layout[one] = scene(domain={"x": [0.31 * n, 0.31 * n + 0.3]})
+        for axis in "xyz":
+            layout[one][f"{axis}axis"] |= {"tickfont": {"size": 10}, "nticks": 4}
         layout["annotations"].append({
             "text": title, "x": 0.31 * n + 0.15, "y": 0.98, "xref": "paper", "yref": "paper", "showarrow": False,
             "xanchor": "center", "font": {"size": 14},

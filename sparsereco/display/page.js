@@ -91,18 +91,33 @@ function current() {
   return [event, event.views.find((view) => view.name === state.view) ?? event.views[0]];
 }
 
+// Labels of a scene need so much of its width, whatever its size [pixel].
+const LABELS = 60;
+
+// The changes that show a place. Plotly draws a scene by its height: one that is narrower than that gets smaller, so
+// that its labels stay inside.
+function placed({ layout, places }, name) {
+  const { width, height } = plot.getBoundingClientRect();
+  return Object.fromEntries(Object.entries(places[name] ?? {}).map(([path, value]) => {
+    const [scene, what] = path.split(".");
+    if (what !== "aspectratio") return [path, value];
+    const [left, right] = layout[scene].domain?.x ?? [0, 1];
+    const narrow = Math.min(1, Math.max(0.1, ((right - left) * width - LABELS) / height));
+    return [path, Object.fromEntries(Object.entries(value).map(([axis, size]) => [axis, narrow * size]))];
+  }));
+}
+
 function show() {
   const [event, view] = current();
   const place = state.place in view.places ? state.place : Object.keys(view.places)[0];
-  const layout = changed(view.layout, view.places[place]);
+  drawPanel(event);
+  drawControls(event, view, place); // first, since they leave the plot its size
+  const layout = changed(view.layout, placed(view, place));
   const fixed = {
     margin: { l: 0, r: 0, t: 10, b: 0 }, font: { size: 12 }, uirevision: view.name, hoverlabel: { align: "left" },
   };
   const options = { displaylogo: false, responsive: true, plotGlPixelRatio: SHARPNESS };
-  const drawn = Plotly.react(plot, view.traces.map((trace) => unfolded(trace, event)), { ...fixed, ...layout }, options);
-  drawPanel(event);
-  drawControls(event, view, place);
-  return drawn;
+  return Plotly.react(plot, view.traces.map((trace) => unfolded(trace, event)), { ...fixed, ...layout }, options);
 }
 
 function drawControls(event, view, place) {
@@ -163,7 +178,10 @@ $("event").replaceChildren(...page.events.map(({ name }, n) => new Option(name, 
 $("event").onchange = () => go(Number($("event").value));
 $("previous").onclick = () => go(state.event - 1);
 $("next").onclick = () => go(state.event + 1);
-$("place").onchange = () => { state.place = $("place").value; Plotly.relayout(plot, current()[1].places[state.place]); };
+$("place").onchange = () => {
+  state.place = $("place").value;
+  Plotly.relayout(plot, placed(current()[1], state.place));
+};
 document.addEventListener("keydown", ({ key, target }) => {
   if (target instanceof HTMLSelectElement) return;
   if (key === "ArrowLeft") go(state.event - 1);

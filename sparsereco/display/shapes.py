@@ -14,7 +14,8 @@ from sparsereco.display.page import Trace, numbers
 Points = NDArray[np.float64]
 
 SIZE = 1.1
-"""Longest edge of what a scene shows, in the unit of plotly's orthographic projection: with room for the axes."""
+"""Longest edge of what a scene shows, in the unit of plotly's orthographic projection: with room for the axes. The page
+makes it smaller where a scene is narrower than high."""
 SIGNED = [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]]
 """Colours around 0: blue above, red below, as matplotlib's RdBu."""
 
@@ -119,16 +120,15 @@ def scene(**more: Any) -> dict[str, Any]:
     return {**axes, "camera": camera, "aspectmode": "manual", **more}
 
 
-def place(centre: Points, half: Points, scenes: tuple[str, ...] = ("scene",), size: float = SIZE) -> dict[str, Any]:
+def place(centre: Points, half: Points, scenes: tuple[str, ...] = ("scene",)) -> dict[str, Any]:
     """Changes of the layout that show a box.
 
     Args:
         centre: (3,) of the box.
         half: (3,) half of its lengths.
         scenes: that show it.
-        size: of its longest edge on the screen.
     """
-    ratio = dict(zip("xyz", numbers(size * half / half.max(), 6), strict=True))
+    ratio = dict(zip("xyz", numbers(SIZE * half / half.max(), 6), strict=True))
     ranges = {f"{axis}axis.range": numbers([c - h, c + h]) for axis, c, h in zip("xyz", centre, half, strict=True)}
     return {f"{one}.{key}": value for one in scenes for key, value in {**ranges, "aspectratio": ratio}.items()}
 

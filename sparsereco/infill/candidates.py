@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.infill.ends import NEAR
-from sparsereco.infill.fits import crossing, near_pairs
+from sparsereco.infill.fits import cell_key, cell_of, crossing, near_pairs
 from sparsereco.infill.gaps import Gaps
 from sparsereco.infill.tracks import Lines
 from sparsereco.voxels import Voxels, offsets_of
@@ -30,7 +30,10 @@ WIDEST = 3.0
 MIP = 0.75
 """What a muon leaves per voxel of 3.8 mm: unit of the network's energies [MeV]."""
 
-FEATURES = 28
+SLICES = (0.0, 3.0, 6.0, 9.0, NEAR)
+"""Between these depths behind an end it is asked what the track loses [voxels]."""
+
+FEATURES = 32
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def follow_tracks(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend) -> tuple[
     shape = torch.tensor(hits.grid)
     inside = ((cell >= 0) & (cell < shape)).all(1)
     line, cell, radius = line[inside], cell[inside], radius[inside]
-    key, group = torch.unique(_key(line, cell, shape), return_inverse=True)
+    key, group = torch.unique(cell_key(line, cell, shape), return_inverse=True)
     widest = torch.zeros(len(key)).scatter_reduce(0, group, radius, "amax")
     reach = int(np.ceil(WIDEST))
     steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 3)
@@ -130,10 +133,10 @@ def follow_tracks(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend) -> tuple[
     number = torch.searchsorted(size, widest)
     owner = torch.arange(len(key)).repeat_interleave(number)
     step = torch.arange(len(owner)) - (number.cumsum(0) - number)[owner]
-    line, cell = _unkey(key, shape)
+    line, cell = cell_of(key, shape)
     line, cell = line[owner], cell[owner] + steps[step]
     inside = ((cell >= 0) & (cell < shape)).all(1)
-    line, cell = _unkey(torch.unique(_key(line[inside], cell[inside], shape)), shape)
+    line, cell = cell_of(torch.unique(cell_key(line[inside], cell[inside], shape)), shape)
     gap = torch.from_numpy(gaps.of(cell.numpy()))
     dead = gap >= 0
     return lines.event[line[dead]], cell[dead], gap[dead], line[dead]
@@ -154,7 +157,7 @@ def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_en
     place = cell.float() + 0.5
     away = _distance(place, line, lines, curve)
     # Each voxel belongs to the line that passes nearest.
-    key = _key(event, cell, shape)
+    key = cell_key(event, cell, shape)
     order = torch.argsort(away)
     order = order[torch.argsort(key[order], stable=True)]
     first = torch.ones(len(order), dtype=torch.bool)
@@ -169,8 +172,8 @@ def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_en
     owner = torch.cat([line, hit_line])
     energy = torch.cat([torch.zeros(len(line)), energy])
     crowd = torch.cat([crowd, torch.ones(len(near))])
-    order = torch.argsort(_key(event, cell, shape))  # no voxel is both: candidates are dead, hits are not
-    feats = _features(cell, energy, owner, crowd, lines, curve, gaps, hits_of_end)
+    order = torch.argsort(cell_key(event, cell, shape))  # no voxel is both: candidates are dead, hits are not
+    feats = _features(cell, energy, owner, crowd, lines, curve, gaps, hits_of_end, loss_behind(hits, lines))
     offsets = offsets_of(torch.bincount(event, minlength=len(hits)))
     voxels = Voxels(cell[order].int().contiguous(), feats[order].contiguous(), offsets, hits.grid)
     row = torch.empty_like(order)
@@ -180,6 +183,22 @@ def make_problem(hits: Voxels, gaps: Gaps, lines: Lines, curve: Bend, hits_of_en
     path = crossing(place, lines.point[line], lines.direction[line])
     along = ((place - lines.point[line]) * lines.direction[line]).sum(1)
     return Problem(voxels, candidate, gap[by_row], line[by_row], path[by_row], along[by_row], lines)
+
+
+def loss_behind(hits: Voxels, lines: Lines) -> Tensor:
+    """(L, 4) energy per length in slices of the way to the start of each line, the nearest first [MeV/voxel].
+
+    A track that is about to stop loses more and more; where it has only just started, the far slices are empty.
+    """
+    place, energy = hits.coords[lines.row].float() + 0.5, hits.signal[lines.row]
+    depth = -((place - lines.point[lines.line]) * lines.direction[lines.line]).sum(1)
+    # The foremost hit may lie a little before the start; what is further ahead belongs to the other end.
+    here = depth > -1.5
+    edges = torch.tensor(SLICES)
+    n = len(edges) - 1
+    slot = n * lines.line + torch.bucketize(depth, edges[1:-1], right=True)
+    total = torch.zeros(n * len(lines)).index_add(0, slot[here], energy[here])
+    return total.view(len(lines), n) / edges.diff()
 
 
 def _context(hits: Voxels, lines: Lines, curve: Bend) -> tuple[Tensor, Tensor]:
@@ -215,6 +234,7 @@ def _features(
     curve: Bend,
     gaps: Gaps,
     hits_of_end: Tensor,
+    behind: Tensor,
 ) -> Tensor:
     """(N, FEATURES): what was measured in a voxel, and what its line says about it."""
     place = cell.float() + 0.5
@@ -260,14 +280,6 @@ def _features(
         hits_of_end[lines.first][line].clamp(max=30) / 20,
         second[line].clamp(max=30) / 20,
         torch.log(crowd),
+        *torch.log1p(behind / MIP)[line].unbind(1),
     ]
     return torch.stack(columns, 1)
-
-
-def _key(group: Tensor, cell: Tensor, shape: Tensor) -> Tensor:
-    return ((group * shape[0] + cell[:, 0]) * shape[1] + cell[:, 1]) * shape[2] + cell[:, 2]
-
-
-def _unkey(key: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
-    x, y, z = shape.tolist()
-    return key // (x * y * z), torch.stack([key // (y * z) % x, key // z % y, key % z], 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sparsereco.infill.fits import BESIDE, loss_on, mean, near_pairs, principal_axis, refined, sums
+from sparsereco.infill.fits import BESIDE, loss_on, mean, near_pairs, principal_axis, refined, sums, with_empty
 from sparsereco.infill.gaps import Gaps
 from sparsereco.voxels import Voxels, connected_pieces, offsets_of, rows_of
 
@@ -72,7 +72,7 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
     left, fresh = gap >= 0, torch.ones(len(own), dtype=torch.bool)
     rounds = []
     for _ in range(ROUNDS):
-        ends, explained = _ends_of(hits, gap, normal, left, fresh, own, short)
+        ends, explained = _ends_of(hits, gaps, gap, normal, left, fresh, own, short)
         rounds.append(ends)
         left, fresh = left.clone(), fresh.clone()
         left[explained], fresh[ends.row] = False, False
@@ -88,12 +88,13 @@ def find_ends(hits: Voxels, gaps: Gaps) -> Ends:
 
 
 def _ends_of(
-    hits: Voxels, gap: Tensor, normal: Tensor, left: Tensor, fresh: Tensor, own: Tensor, short: Tensor
+    hits: Voxels, gaps: Gaps, gap: Tensor, normal: Tensor, left: Tensor, fresh: Tensor, own: Tensor, short: Tensor
 ) -> tuple[Ends, Tensor]:
     """One end per connected piece of hits at faces, and the rows of those of them that lie on its line.
 
     Args:
         hits: of which.
+        gaps: the dead regions.
         gap: (N,) and normal: (N, 3) of the hits at faces.
         left: (N,) bool, the hits at faces to find ends of.
         fresh: (N,) bool, hits of no other end's line; with those that are left they tell the direction.
@@ -126,7 +127,8 @@ def _ends_of(
         kept = away < TUBE
         position, direction = principal_axis(end[kept], place[kept], energy[kept], n)
     loss = loss_on(end[kept], place[kept], energy[kept], position, direction)
-    position, direction = refined(position, direction, loss, end[kept], place[kept], energy[kept])
+    of, where, found = with_empty(end[kept], row[kept], hits, gaps)
+    position, direction = refined(position, direction, loss, of, where, found, (where - centroid[of]).norm(dim=1))
     # Into the gap: along the face's normal, or where the track runs along the face, away from its hits.
     kept = torch.linalg.cross(place - position[end], direction[end]).norm(dim=1) < TUBE
     forward = 2 * (direction * across).sum(1) - mean((offset * direction[end]).sum(1), end, n) / NEAR

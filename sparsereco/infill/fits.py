@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.infill.gaps import Gaps
 from sparsereco.voxels import Voxels
 
 BESIDE = 1.2
@@ -43,20 +44,52 @@ def principal_axis(group: Tensor, place: Tensor, weight: Tensor, n: int) -> tupl
     return mean, torch.linalg.eigh(spread)[1][:, :, 2]
 
 
+def with_empty(line: Tensor, row: Tensor, hits: Voxels, gaps: Gaps) -> tuple[Tensor, Tensor, Tensor]:
+    """Hits of lines and, with energy 0, the live voxels beside them that are none.
+
+    Args:
+        line: (M,) int64 line of each hit.
+        row: (M,) int64 which hit.
+        hits: one feature, the energy [MeV].
+        gaps: the dead regions, which say nothing.
+
+    Returns:
+        Line (K,), centre (K, 3) and energy (K,) of each.
+    """
+    shape = torch.tensor(hits.grid)
+    cell = hits.coords[row].long()[:, None] + _STEPS
+    inside = ((cell >= 0) & (cell < shape)).all(2)
+    key = torch.unique(cell_key(line[:, None].expand(inside.shape)[inside], cell[inside], shape))
+    owner, cell = cell_of(key, shape)
+    event = torch.zeros(int(line.max()) + 1 if len(line) else 0, dtype=torch.int64).index_copy(0, line, hits.event[row])
+    lit, wanted = cell_key(hits.event, hits.coords.long(), shape), cell_key(event[owner], cell, shape)
+    found = torch.searchsorted(lit, wanted).clamp(max=max(len(lit) - 1, 0))
+    empty = torch.from_numpy(gaps.of(cell.numpy()) == -1) & (lit[found] != wanted)
+    place = torch.cat([hits.coords[row], cell[empty]]).float() + 0.5
+    return torch.cat([line, owner[empty]]), place, torch.cat([hits.signal[row], torch.zeros(int(empty.sum()))])
+
+
+_STEPS = torch.cat([torch.eye(3), -torch.eye(3)]).long()
+"""To the voxels that share a face with one."""
+
+
 def refined(
-    point: Tensor, direction: Tensor, loss: Tensor, line: Tensor, place: Tensor, energy: Tensor
+    point: Tensor, direction: Tensor, loss: Tensor, line: Tensor, place: Tensor, energy: Tensor, lever: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Lines fitted by path length: the energy of a voxel is in proportion to the line's path in it.
 
     A line through voxel centres knows where a track passes to a third of a voxel; where the track changes from one row
-    of voxels to the next, and how it shares its energy there, tells it better. Gauss-Newton steps of two shifts and two
-    tilts, with slopes over a finite step, so that a voxel beside the line has one, and weights that bound outliers.
+    of voxels to the next, and how it shares its energy there, tells it better, and so do the voxels that it leaves
+    empty. Gauss-Newton steps of two shifts and two tilts, with slopes over a finite step, so that a voxel beside the
+    line has one, and weights that bound outliers. What lies far from the gap counts less: the track has scattered on
+    its way.
 
     Args:
         point: (L, 3) the point that the line is moved and tilted about.
         direction: (L, 3) unit vectors.
         loss: (L,) energy per length [MeV/voxel].
-        line: (M,) int64 line of each hit; place: (M, 3) centre of its voxel; energy: (M,) [MeV].
+        line: (M,) int64 line of each voxel; place: (M, 3) its centre; energy: (M,) of hits, 0 of empty ones [MeV].
+        lever: (M,) how far each is from where the line is to be known best.
 
     Returns:
         Point and direction of each line.
@@ -74,7 +107,8 @@ def refined(
             up, down = (crossing(place, point[line] + s * shift, direction[line]) for s in (1, -1))
             slopes.append((up - down) / (2 * _SLOPE_STEP))
         slope = torch.stack([slopes[0], slopes[1], reach[:, 0] * slopes[0], reach[:, 0] * slopes[1]], 1)
-        variance = _STRAGGLING[0] + _STRAGGLING[1] * path.clamp(min=0)
+        steepness = slopes[0] ** 2 + slopes[1] ** 2
+        variance = _STRAGGLING[0] + _STRAGGLING[1] * path + _SCATTERING**2 * lever**3 * steepness
         weight = 1 / (variance + residual**2 / 9)  # Cauchy: what lies beyond 3 sigma counts less and less
         curvature = sums((slope[:, :, None] * slope[:, None, :]).flatten(1) * weight[:, None], line, n).view(n, 4, 4)
         gradient = sums(slope * (residual * weight)[:, None], line, n)
@@ -87,10 +121,12 @@ def refined(
     return torch.where(good[:, None], point, start_point), torch.where(good[:, None], direction, start_direction)
 
 
-_FIT_STEPS = 4
+_FIT_STEPS = 5
 _SLOPE_STEP = 0.2
 _STRAGGLING = 0.015, 0.08
 """Variance of a voxel's energy in units of the energy per length: constant, and per path."""
+_SCATTERING = 0.01
+"""Side step by scattering after one voxel; it grows with the length to the power of 3/2 [voxels]."""
 
 
 def _across(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +147,17 @@ def loss_on(line: Tensor, place: Tensor, energy: Tensor, point: Tensor, directio
     """(L,) energy per length of the hits on each line [MeV/voxel]."""
     path, n = crossing(place, point[line], direction[line]), len(point)
     return (sums(energy[:, None], line, n) / sums(path[:, None], line, n).clamp(min=0.5))[:, 0].clamp(min=0.05)
+
+
+def cell_key(group: Tensor, cell: Tensor, shape: Tensor) -> Tensor:
+    """(N,) one number for (N,) group and (N, 3) index of a voxel, in the order of both."""
+    return ((group * shape[0] + cell[:, 0]) * shape[1] + cell[:, 1]) * shape[2] + cell[:, 2]
+
+
+def cell_of(key: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """Group (N,) and index (N, 3) of what `cell_key` made one number of."""
+    x, y, z = shape.tolist()
+    return key // (x * y * z), torch.stack([key // (y * z) % x, key // z % y, key % z], 1)
 
 
 def sums(values: Tensor, group: Tensor, n: int) -> Tensor:

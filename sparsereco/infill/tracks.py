@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.infill.ends import FACE, NEAR, TUBE, Ends
-from sparsereco.infill.fits import BESIDE, loss_on, near_pairs, principal_axis, refined
+from sparsereco.infill.fits import BESIDE, loss_on, near_pairs, principal_axis, refined, with_empty
 from sparsereco.infill.gaps import Gaps
 from sparsereco.voxels import Voxels, offsets_of, rows_of
 
@@ -78,7 +78,9 @@ def find_lines(ends: Ends, hits: Voxels, gaps: Gaps) -> Lines:
     middle, axis = principal_axis(line[linked], place[linked], energy[linked], total)
     axis = torch.where((axis * toward).sum(1, keepdim=True) < 0, -axis, axis)
     loss = loss_on(line[linked], place[linked], energy[linked], middle, axis)
-    fitted = refined(middle, axis, loss, line[linked], place[linked], energy[linked])
+    of, where, found = with_empty(line[linked], row[linked], hits, gaps)
+    lever = torch.minimum(*((where - ends.position[end][of]).norm(dim=1) for end in (first, second)))
+    fitted = refined(middle, axis, loss, of, where, found, lever)
     point, direction = (
         torch.where((torch.arange(total) < n)[:, None], *pair) for pair in zip(fitted, (start, toward), strict=True)
     )

@@ -26,6 +26,9 @@ from sparsereco.voxels import Voxels
 PITCH = 3.8
 """Edge of a voxel [mm]."""
 
+THIN = 0.35
+"""This share of the gaps is one or two voxels wide, as cathodes are."""
+
 
 @dataclass(frozen=True)
 class TrackStream:
@@ -49,9 +52,12 @@ def random_detector(stream: TrackStream, generator: torch.Generator) -> LArDetec
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
 
+    def width() -> int:
+        return draw(1, min(2, stream.widest) if torch.rand((), generator=generator) < THIN else stream.widest)
+
     half = [draw(30, 60) for _ in range(3)]
-    widths = [draw(1, stream.widest) if torch.rand((), generator=generator) < 0.45 else 0 for _ in range(3)]
-    widths[draw(0, 2)] = draw(1, stream.widest)
+    widths = [width() if torch.rand((), generator=generator) < 0.45 else 0 for _ in range(3)]
+    widths[draw(0, 2)] = width()
     centres = [
         tuple(side * (h + w / 2) * PITCH for side, h, w in zip(corner, half, widths, strict=True))
         for corner in ((x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1))
