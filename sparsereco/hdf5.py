@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from sparsereco import remote
 from sparsereco.errors import BranchError, InputError
 
+FAR = 1e8
+"""No position [mm] or energy [MeV] is as large."""
+
 EVENT, TRACK, PDG = ("event_id", "eventID"), ("traj_id", "trackID"), ("pdg_id", "pdgId")
 """Names of a number in newer and older files of segments; a file may do without those of track and species."""
 SEGMENT_FIELDS = ("dE", *(f"{axis}_{side}" for side in ("start", "end") for axis in "xyz"))
@@ -101,7 +104,8 @@ def _segments(rows: Any, path: str) -> SegmentTable:
         for side in ("start", "end")
     )
     for what, values in (("position", start), ("position", end), ("dE", rows["dE"])):
-        _check(np.isfinite(values).all(tuple(range(1, values.ndim))), values, what, "finite numbers", path)
+        good = (np.isfinite(values) & (abs(values) < FAR)).all(tuple(range(1, values.ndim)))
+        _check(good, values, what, f"finite numbers below {FAR:g}", path)
     _check(rows["dE"] >= 0, rows["dE"], "dE", "at least 0 MeV", path)
     track, pdg = (_numbers(rows, names) for names in (TRACK, PDG))
     return SegmentTable(event, start, end, rows["dE"].astype(np.float32), track, pdg)

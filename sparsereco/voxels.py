@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,8 +39,8 @@ class Voxels:
             grid: (D,) number of voxels per axis.
 
         Raises:
-            VoxelError: rows that do not match, a coordinate outside the grid, an event outside the batch, or a value
-                that is NaN, infinite or negative.
+            VoxelError: rows that do not match, a coordinate outside the grid, an event outside the batch, a value that
+                is NaN, infinite or negative, or a batch of 2^63 voxels or more, empty ones included.
         """
         feats = feats[:, None] if feats.ndim == 1 else feats
         _check(coords, feats, event, n_events, grid)
@@ -104,6 +105,8 @@ def _check(coords: Tensor, feats: Tensor, event: Tensor, n_events: int, grid: tu
         )
     if not len(coords):
         return
+    if n_events * math.prod(grid) >= 2**63:
+        raise VoxelError(f"{n_events} events of a grid {grid} have more voxels than 2^63, too many to number them")
     sizes = torch.tensor(grid, device=coords.device)
     _refuse(((coords < 0) | (coords >= sizes)).any(1), coords, event, f"lies outside the grid {grid}")
     _refuse((event < 0) | (event >= n_events), event, event, f"is no event of a batch of {n_events}")
@@ -139,7 +142,7 @@ def touching(voxels: Voxels) -> tuple[Tensor, Tensor]:
     sizes = [size + 2 for size in voxels.grid]
     key = ((voxels.event * sizes[0] + coords[:, 0]) * sizes[1] + coords[:, 1]) * sizes[2] + coords[:, 2]
     steps = [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) > (0, 0, 0)]
-    offsets = torch.tensor([(x * sizes[1] + y) * sizes[2] + z for x, y, z in steps])
+    offsets = torch.tensor([(x * sizes[1] + y) * sizes[2] + z for x, y, z in steps], device=key.device)
     wanted = key + offsets[:, None]  # (13, N)
     found = torch.searchsorted(key, wanted).clamp(max=max(n - 1, 0))
     near = key[found] == wanted

@@ -105,7 +105,7 @@ def test_a_seed_decides_the_file(run: Run, bank_file: Path) -> None:
     assert a != c
 
 
-def test_segments_and_voxels_from_hdf5(run: Run) -> None:
+def test_segments_and_voxels_from_hdf5(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     kind = [("eventID", "u4"), ("dE", "f4")] + [(f"{a}_{s}", "f4") for s in ("start", "end") for a in "xyz"]
     rows = np.zeros(3, kind)  # a track along x in each of two events; in the second it is in two pieces
     rows["eventID"], rows["dE"] = [7, 9, 9], [50, 25, 25]
@@ -116,6 +116,18 @@ def test_segments_and_voxels_from_hdf5(run: Run) -> None:
     found = read("a.root", INFILL)
     assert found["event"].tolist() == [7, 9]
     assert ak.num(found["fill_e"]).tolist()[0] >= 8
+    assert "left out" not in capsys.readouterr().err
+    rows["x_start"][2], rows["x_end"][2] = 9000, 9012  # 90 m away
+    with h5py.File("partly.h5", "w") as file:
+        file["segments"] = rows
+    assert run("reco", "infill", "partly.h5", "-o", "c.root", "--detector", "gap10") == cli.DONE
+    assert "partly.h5: 1 of 3 segments, 25 MeV, lie outside the detector" in capsys.readouterr().err
+    for place, message in ((9000, "all segments lie outside the detector"), (1e12, "expected finite numbers below")):
+        rows["x_start"], rows["x_end"] = place, place + 12
+        with h5py.File("far.h5", "w") as file:
+            file["segments"] = rows
+        assert run("reco", "infill", "far.h5", "-o", "d.root", "--detector", "gap10") == cli.WRONG_INPUT
+        assert message in capsys.readouterr().err
     voxel = np.zeros(60, [("imageInd", "i4"), ("voxx", "i4"), ("voxy", "i4"), ("voxz", "i4"), ("voxdE", "f4")])
     voxel["voxx"], voxel["voxy"], voxel["voxz"], voxel["voxdE"] = np.arange(50, 110), 160, 80, 0.8
     with h5py.File("voxels.h5", "w") as file:
@@ -219,6 +231,9 @@ def test_the_truth_must_be_of_the_same_events(run: Run, bank_file: Path, capsys:
     assert run("reco", "infill", "sample.root", "-o", "filled.root", "--detector", "gap10") == cli.DONE
     assert run("evaluate", "infill", "filled.root", "short.root", "-o", "report") == cli.WRONG_INPUT
     assert "expected the same events" in capsys.readouterr().err
+    assert simulate(run, bank_file, "other.root", seed=4) == cli.DONE
+    assert run("evaluate", "infill", "filled.root", "other.root", "-o", "report") == cli.WRONG_INPUT
+    assert "first at entry 0: run 3 subrun 0 event 0 against run 4" in capsys.readouterr().err
 
 
 def test_a_training_of_three_steps(run: Run, bank_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

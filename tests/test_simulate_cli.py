@@ -52,6 +52,7 @@ def test_a_seed_decides_the_file(simulate: Simulate, bank_file: Path, preset: st
     hits, truth = read("a.root", HITS), read("a.root", TRUTH)
     assert len(hits) == len(truth) == 8
     assert hits["event"].tolist() == truth["event"].tolist() == list(range(8))
+    assert hits["run"].tolist() == truth["run"].tolist() == [7] * 8  # samples of other seeds are other runs
     assert ak.min(hits["hit_pe"]) >= (3 if response == "superfgd" else 1)
     species = set(ak.flatten(truth["part_pdg"]).tolist())
     assert {13, 2212} <= species

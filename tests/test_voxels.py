@@ -128,6 +128,15 @@ def test_coordinates_of_a_wrong_kind(coords: Tensor, grid: tuple[int, ...], mess
         Voxels.make(coords, torch.ones(1), torch.zeros(1, dtype=torch.int64), 1, grid)
 
 
+def test_a_batch_of_more_voxels_than_numbers_is_refused() -> None:
+    side, none = 2**21, torch.zeros(1, dtype=torch.int64)
+    corner = torch.tensor([[side - 2, side - 1, side - 1]])
+    with pytest.raises(VoxelError, match=r"more voxels than 2\^63"):
+        Voxels.make(corner, torch.ones(1), none, 1, (side, side, side))
+    largest = Voxels.make(corner, torch.ones(1), none, 1, (side - 1, side, side))
+    assert largest.coords.tolist() == corner.tolist()
+
+
 def test_select_keeps_every_event() -> None:
     voxels = make([[0, 0, 0], [1, 1, 1], [2, 2, 2]], [1, 5, 9], [0, 1, 1])
     bright = voxels.select(voxels.signal > 4)

@@ -277,6 +277,11 @@ def check_number(number: int) -> None:
         raise InputError(f"-n: expected a positive number, got {number}")
 
 
+def run_of(seed: int) -> int:
+    """Run number of simulated events: the seed, so that samples with another one are told apart."""
+    return seed % 2**31
+
+
 def check_new(output: str, force: bool) -> None:
     """Holds an output to one that is not there yet, unless it may be replaced.
 

@@ -82,7 +82,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for start in range(0, args.number, CHUNK):
             n = min(CHUNK, args.number - start)
             generator = torch.Generator().manual_seed(args.seed * 1_000_003 + start)
-            hits, truth = to_records(draw(gaps, n, generator), gaps, start)
+            hits, truth = to_records(draw(gaps, n, generator), gaps, start, common.run_of(args.seed))
             writer.extend("hits", CHARGE_HITS, hits)
             writer.extend("truth", INFILL_TRUTH, truth)
             advance(n)

@@ -79,7 +79,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for start in range(0, args.number, CHUNK):
             n = min(CHUNK, args.number - start)
             generator = torch.Generator().manual_seed(args.seed * 1_000_003 + start)
-            hits, truth = to_records(draw_sample(bank, PRESETS[args.preset], detector, n, generator), detector, start)
+            sample = draw_sample(bank, PRESETS[args.preset], detector, n, generator)
+            hits, truth = to_records(sample, detector, start, common.run_of(args.seed))
             writer.extend("hits", HITS, hits)
             writer.extend("truth", TRUTH, truth)
             advance(n)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import awkward as ak
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparsereco.errors import InputError
 from sparsereco.hdf5 import SegmentTable, VoxelTable, read_hdf5
@@ -14,6 +16,8 @@ from sparsereco.infill.gaps import Gaps
 from sparsereco.io import Chunk
 from sparsereco.schema import CHARGE_HITS
 from sparsereco.segments import Segments, voxelize
+
+log = logging.getLogger("sparsereco")
 
 
 def from_hdf5(path: str, gaps: Gaps, step: int) -> Iterator[Chunk]:
@@ -25,9 +29,11 @@ def from_hdf5(path: str, gaps: Gaps, step: int) -> Iterator[Chunk]:
         step: events per chunk.
 
     Raises:
-        InputError: what `read_hdf5` raises, or a voxel outside the detector.
+        InputError: what `read_hdf5` raises, a voxel outside the detector, or all segments of a file outside.
     """
     table = read_hdf5(path)
+    if isinstance(table, SegmentTable):
+        _check_segments(table, gaps, path)
     numbers, event = np.unique(table.event, return_inverse=True)
     kind = "segments" if isinstance(table, SegmentTable) else "voxels"
     edges = np.searchsorted(event, np.arange(0, len(numbers) + step, step))
@@ -47,6 +53,21 @@ def from_hdf5(path: str, gaps: Gaps, step: int) -> Iterator[Chunk]:
             {b.name: ak.values_astype(fields[b.name], b.dtype) for b in CHARGE_HITS.branches}, depth_limit=1
         )
         yield Chunk(path, kind, "", start, start + n, events)
+
+
+def _check_segments(table: SegmentTable, gaps: Gaps, path: str) -> None:
+    """Warns of segments that begin outside the detector, as some do in a larger simulation; refuses a file of them."""
+    detector = gaps.detector
+    low = np.array(detector.origin)
+    high = low + np.array(detector.shape) * detector.pitch
+    outside: NDArray[np.bool_] = np.any((table.start < low) | (table.start >= high), axis=1)
+    where = f"outside the detector, {low.round().tolist()} to {high.round().tolist()} mm"
+    if outside.all() and len(outside):
+        begin, end = (edge.round().tolist() for edge in (table.start.min(0), table.start.max(0)))
+        raise InputError(f"{path}: all segments lie {where}: they go from {begin} to {end} mm", file=path)
+    if outside.any():
+        share = f"{outside.sum():,} of {len(outside):,} segments, {table.energy[outside].sum():.4g} MeV"
+        log.warning("%s: %s, lie %s: left out", path, share, where)
 
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]

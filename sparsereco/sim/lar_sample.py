@@ -114,10 +114,10 @@ def _look(segments: Segments, owner: Tensor, particles: Particles, gaps: Gaps, g
     return GapSample(hits, missing, gap, shares.event[order][found], particles)
 
 
-def to_records(sample: GapSample, gaps: Gaps, first_event: int = 0) -> tuple[ak.Array, ak.Array]:
-    """The trees ``hits`` and ``truth`` of a sample, numbered from ``first_event``."""
+def to_records(sample: GapSample, gaps: Gaps, first_event: int = 0, run: int = 1) -> tuple[ak.Array, ak.Array]:
+    """The trees ``hits`` and ``truth`` of a sample, numbered from ``first_event`` in a ``run``."""
     n = len(sample.hits)
-    number = {"run": np.ones(n), "subrun": np.zeros(n), "event": np.arange(first_event, first_event + n)}
+    number = {"run": np.full(n, run), "subrun": np.zeros(n), "event": np.arange(first_event, first_event + n)}
     particles = sample.particles
     first = torch.searchsorted(particles.event, torch.arange(n))
     hits = _columns("hit_", gaps, sample.hits) | {"hit_e": sample.hits.signal.numpy()}

@@ -96,10 +96,10 @@ def concatenate(samples: list[Sample]) -> Sample:
     )
 
 
-def to_records(sample: Sample, detector: Detector, first_event: int = 0) -> tuple[ak.Array, ak.Array]:
-    """The trees ``hits`` and ``truth`` of a sample without pile-up, numbered from ``first_event``."""
+def to_records(sample: Sample, detector: Detector, first_event: int = 0, run: int = 1) -> tuple[ak.Array, ak.Array]:
+    """The trees ``hits`` and ``truth`` of a sample without pile-up, numbered from ``first_event`` in a ``run``."""
     n = len(sample.hits)
-    number = {"run": np.ones(n), "subrun": np.zeros(n), "event": np.arange(first_event, first_event + n)}
+    number = {"run": np.full(n, run), "subrun": np.zeros(n), "event": np.arange(first_event, first_event + n)}
     centre = detector.centre(sample.hits.coords.numpy())
     hits = {f"hit_{axis}": centre[:, i] for i, axis in enumerate("xyz")} | {"hit_pe": sample.hits.signal.numpy()}
     counts = sample.hits.offsets.diff().numpy()
