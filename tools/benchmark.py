@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures whole runs (`chain`, `infill`), networks (`finder`, `generator`, `slides`), operators (`kernels`), limits,
-pages.
+"""Measures whole runs (`chain`, `infill`), selectors (`camera`), networks (`finder`, `generator`, `slides`), operators
+(`kernels`), limits, pages.
 
 `tools/benchmark.py NAME --help` says more.
 """
@@ -72,6 +72,18 @@ boxes at least: then the same gaps lie around the hits).
 
 example:
   tools/benchmark.py infill --events 2000 --bank banks/lar_test.npz
+"""
+
+CAMERA = """\
+Time per frame of the camera chain with each of its selectors, from the frame in memory to regions and clusters with
+their features, on the same simulated frames of 2304 x 2304 pixels; how many times as long the classical chain
+(`nsigma`) takes; and how many points DBSCAN gets. `nsigma, loose` is the classical chain with --nsigma.nsigma 0.6
+--nsigma.neighbours 1.2. The selectors take turns at each frame, the shortest round of a frame counts, then the mean of
+all frames: processor time with one thread, so that a busy machine does no harm, else wall time.
+
+examples:
+  tools/benchmark.py camera
+  tools/benchmark.py camera --frames 10 --tracks 6 --energies "[0.25, 0.5, 1, 6]" --threads 2 --json camera.json
 """
 
 
@@ -163,6 +175,12 @@ def parsers() -> jsonargparse.ArgumentParser:
     infill.add_argument("--copies", type=int, nargs="+", default=[2, 6, 18], help="copies of the boxes, along x and z")
     infill.add_argument("--threads", type=int, default=1, help="threads of torch in the chain alone")
     infill.add_argument("--rounds", type=int, default=3, help="rounds in which the detectors take turns")
+    camera = cli.new_parser(CAMERA)
+    camera.add_argument("--frames", type=int, default=5, help="frames of the sample")
+    camera.add_argument("--tracks", type=int, default=12, help="electrons per frame")
+    camera.add_argument("--energies", type=list[float], default=[0.25, 0.5, 1.0], help="theirs, in turn [keV]")
+    camera.add_argument("--threads", type=int, default=1, help="threads of torch")
+    camera.add_argument("--rounds", type=int, default=5, help="rounds in which the selectors take turns")
     slides = cli.new_parser(SLIDES)
     slides.add_argument("--bank", type=str, metavar="FILE", required=True, help="bank of tracks to train on")
     slides.add_argument("--held-out", type=str, metavar="FILE", required=True, help="bank of tracks to score on")
@@ -206,6 +224,7 @@ def parsers() -> jsonargparse.ArgumentParser:
         ("generator", generator, "images of single particles"),
         ("kernels", kernels, "the compiled operators"),
         ("infill", infill, "the infill, file to file and against the volume"),
+        ("camera", camera, "the camera chain with each of its selectors"),
         ("slides", slides, "the form of the LArDRIP slides, trained for a short time"),
         ("limit", limit, "what is told of muons by their exact paths"),
         ("scale", scale, "the vertex chain on ever more workers"),
@@ -226,6 +245,8 @@ def run(argv: list[str]) -> None:
     for name in (
         "numbers",
         "events",
+        "frames",
+        "tracks",
         "batch_size",
         "images",
         "voxels",

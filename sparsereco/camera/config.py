@@ -21,6 +21,13 @@ class NsigmaConfig:
     min_score: float = 15.0
     """Clusters with a smaller sum of zero-suppressed light per macro-pixel are dropped [counts]."""
 
+    def __post_init__(self) -> None:
+        for name in ("nsigma", "neighbours", "outlier"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"nsigma.{name} must not be negative, got {getattr(self, name)}")
+        if self.min_samples < 1:
+            raise ValueError(f"nsigma.min_samples must be at least 1, got {self.min_samples}")
+
 
 @dataclass(frozen=True)
 class GaussianConfig:
@@ -33,6 +40,10 @@ class GaussianConfig:
     min_score: float = 5.0
     """Clusters whose largest response is below are dropped [standard deviations]."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma <= 100:
+            raise ValueError(f"gaussian.sigma must be positive and at most 100, got {self.sigma}")
+
 
 @dataclass(frozen=True)
 class UnetConfig:
@@ -44,6 +55,10 @@ class UnetConfig:
     """Pixels with a smaller output are not of a cluster (0 to 1)."""
     min_score: float = 2.5
     """Clusters whose largest logit is below are dropped; this value leaves one fake in ten frames."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1:
+            raise ValueError(f"unet.probability must lie between 0 and 1, got {self.probability}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,10 @@ class AnomalyConfig:
     min_score: float = 5.0
     """Clusters whose largest smoothed error is below are dropped [standard deviations]."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma <= 100:
+            raise ValueError(f"anomaly.sigma must be positive and at most 100, got {self.sigma}")
+
 
 @dataclass(frozen=True)
 class RegionConfig:
@@ -68,6 +87,12 @@ class RegionConfig:
     """A track has a box in every cell of this edge [macro-pixel]."""
     margin: int = 3
     """How far boxes are enlarged on every side [macro-pixel]."""
+
+    def __post_init__(self) -> None:
+        if self.cell < 1:
+            raise ValueError(f"region.cell must be at least 1, got {self.cell}")
+        if self.margin < 0:
+            raise ValueError(f"region.margin must not be negative, got {self.margin}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,16 @@ class DirectionalConfig:
     min_samples: int = 12
     """New points in one step, by weight, below which growth ends."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy <= 1:
+            raise ValueError(f"cluster.directional.accuracy must lie in [0, 1], got {self.accuracy}")
+        for name in ("radius", "thickness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cluster.directional.{name} must be positive, got {getattr(self, name)}")
+        for name in ("min_points", "min_samples"):  # without a new point growth would never end
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.directional.{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -101,6 +136,15 @@ class ClusterConfig:
     margin: int = 3
     """Macro-pixels around the selected ones that belong to a cluster too, to hold its faint edge; not for `nsigma`."""
     directional: DirectionalConfig = field(default_factory=DirectionalConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(f"cluster.eps must be positive and finite, got {self.eps}")
+        for name in ("min_samples", "min_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.{name} must be at least 1, got {getattr(self, name)}")
+        if self.margin < 0:
+            raise ValueError(f"cluster.margin must not be negative, got {self.margin}")
 
 
 @dataclass(frozen=True)
@@ -121,3 +165,8 @@ class CameraConfig:
     """Energy scale, as `sparsereco.camera.calibrate` finds it [keV/count]."""
     vignetting: str | None = None
     """ROOT file with the map of the light that arrives; null: no correction."""
+
+    def __post_init__(self) -> None:
+        for name in ("pixel", "kev_per_count"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""From an image to its significance in macro-pixels of 4 x 4: what `gaussian` and `unet` look at.
+"""From an image to its significance in macro-pixels of 4 x 4: what all selectors but `nsigma` look at.
 
 Every macro-pixel is the sum of its pixels, each over its own noise, in units of the standard deviation of that sum. So
 other cameras and noisier ones look alike, noisy pixels count little, and hot ones not at all.

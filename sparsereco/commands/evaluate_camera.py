@@ -61,6 +61,10 @@ def parser() -> jsonargparse.ArgumentParser:
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
     cli.set_up_logging(args.quiet, args.verbose)
+    if args.fakes is not None and not args.fakes >= 0:
+        raise InputError(f"--fakes: expected a number that is not negative, or null, got {args.fakes}")
+    if args.limit < 0:
+        raise InputError(f"--limit: expected a number that is not negative, got {args.limit}")
 
     from sparsereco.camera import metrics, plots, region_metrics
     from sparsereco.events import has_tree, read_provenance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 UNIT_SIZE = 20
 """Frames that a worker does at a time: some seconds."""
+
+FEW_FRAMES = 10
+"""With fewer frames in the pedestal the user is warned: the noise of a pixel is then known to a quarter at best."""
+
+log = logging.getLogger("sparsereco")
 
 TEXT = """\
 From camera frames of an optical TPC to clusters with their pixels, features and energies.
@@ -125,7 +131,31 @@ def load_chain(args: jsonargparse.Namespace, config: CameraConfig) -> tuple[Came
 
     device = cli.choose_device(args.device)
     torch.manual_seed(args.seed)
-    return CameraChain(load_pedestal(args), config, device), device
+    check_other_file(args.pedestal, args.files)
+    pedestal = load_pedestal(args)
+    if 0 < pedestal.frames < FEW_FRAMES:
+        log.warning(
+            "%s: a pedestal of only %d frames, expected at least %d", args.pedestal, pedestal.frames, FEW_FRAMES
+        )
+    return CameraChain(pedestal, config, device), device
+
+
+def check_other_file(pedestal: str | None, files: list[str]) -> None:
+    """Holds a pedestal to a file that is not reconstructed with it: there the light of tracks would be taken for noise.
+
+    Raises:
+        InputError: it is an input.
+    """
+    from sparsereco.io import expand
+
+    if pedestal is not None and place(pedestal) in {place(path) for path, _ in expand(files)}:
+        raise InputError(f"--pedestal {pedestal} is an input, too: expected frames without tracks", file=pedestal)
+
+
+def place(path: str) -> str:
+    """The one name of a file that can be named in several ways; URLs of servers are as they are."""
+    path = path.removeprefix("file://")
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def check(args: jsonargparse.Namespace, config: CameraConfig, skipped: list[InputError]) -> None:

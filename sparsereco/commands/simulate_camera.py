@@ -33,6 +33,8 @@ exit codes: 0 done, 1 failed while running, 2 wrong usage, file or setting, 130 
 """
 
 PARTICLES = ("electron", "helium", "carbon", "fluorine")
+ENERGIES = 0.25, 100.0
+"""Of tracks [keV]: from the lowest that electrons are tested at, to the last of `sparsereco.sim.camera.RANGES`."""
 SEPARATION = 200.0
 """Tracks of a frame start at least this far apart [pixel]."""
 
@@ -46,7 +48,12 @@ def parser() -> jsonargparse.ArgumentParser:
     add("--preset", default="fusion", choices=["fusion", "quest"], help="the camera")
     add("--run", type=int, default=1, metavar="R", help="run number")
     add("--tracks", type=int, default=1, metavar="T", help="tracks per frame; 0: a pedestal run")
-    add("--energies", type=list[float], default=[0.25, 0.5, 1.0, 6.0], help="kinetic energies, in turn [keV]")
+    add(
+        "--energies",
+        type=list[float],
+        default=[0.25, 0.5, 1.0, 6.0],
+        help="kinetic energies, in turn, 0.25 to 100 [keV]",
+    )
     add("--particles", type=list[str], default=["electron"], help=f"in turn: {', '.join(PARTICLES)}")
     add("--sensor-seed", type=int, default=1, metavar="N", help="seed of the camera's pixels")
     add("--noise-scale", type=float, default=1.0, help="factor on the noise, without a change of the pedestal")
@@ -59,8 +66,15 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Writes frames and truth."""
     log = cli.set_up_logging(args.quiet, args.verbose)
     common.check_number(args.number)
-    if args.tracks < 0 or not args.energies or min(args.energies) <= 0:
-        raise InputError(f"expected --tracks from 0 and positive --energies, got {args.tracks} and {args.energies}")
+    if args.tracks < 0:
+        raise InputError(f"--tracks: expected a number that is not negative, got {args.tracks}")
+    low, high = ENERGIES
+    if not args.energies or not all(low <= energy <= high for energy in args.energies):
+        raise InputError(f"--energies: expected some from {low:g} to {high:g} keV, got {args.energies}")
+    if not 0 <= args.noise_scale < float("inf"):
+        raise InputError(f"--noise-scale: expected a finite number that is not negative, got {args.noise_scale}")
+    if not abs(args.pedestal_drift) < float("inf"):
+        raise InputError(f"--pedestal-drift: expected a finite number, got {args.pedestal_drift}")
     if not args.particles or not set(args.particles) <= set(PARTICLES):
         raise InputError(f"--particles: expected some of {', '.join(PARTICLES)}, got {args.particles}")
 
