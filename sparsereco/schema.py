@@ -39,6 +39,11 @@ class Schema:
         """All branches in the order of the file, counters left out."""
         return self.scalars + tuple(branch for group in self.groups.values() for branch in group)
 
+    def part(self, *names: str) -> Schema:
+        """The same tree with some of its branches."""
+        groups = {counter: tuple(b for b in group if b.name in names) for counter, group in self.groups.items()}
+        return Schema(self.tree, tuple(b for b in self.scalars if b.name in names), groups)
+
     @property
     def counters(self) -> dict[str, str]:
         """The counter of each jagged branch."""

@@ -64,7 +64,7 @@ def camera_files(folder: Path) -> tuple[Path, Path]:
     x, y = (side.ravel() for side in np.meshgrid(np.arange(4), np.arange(4)))
     columns = {
         "run": [2, 2], "event": [0, 1], "sc_energy": [[1.5, 0.5], []], "sc_size": [[16, 16], []],
-        "sc_xmax": [[15, 43], []], "sc_ymax": [[23, 43], []], "sc_redpix_begin": [[0, 16], []],
+        "sc_xmax": [[15, 43], []], "sc_ymax": [[23, 43], []], "sc_redpixIdx": [[0, 16], []],
         "redpix_ix": [[*(x + 12), *(x + 40)], []], "redpix_iy": [[*(y + 20), *(y + 40)], []],
         "redpix_hit": [[1, 1, 1, 1] + [0] * 12 + [1] * 16, []],
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import awkward as ak
 import numpy as np
 import pytest
-from display_samples import GAPS, SHAPE, camera_files, infill_files
+from display_samples import GAPS, SHAPE, camera_files, events, infill_files
 from tool_loader import load_tool
 
 from sparsereco import cli
+from sparsereco.commands.display_camera import BOTH, read_events
 from sparsereco.display.camera import MACRO, camera_event, outline
 from sparsereco.display.infill import compare, infill_event
 from sparsereco.errors import InputError
@@ -22,6 +24,8 @@ from sparsereco.io import RootWriter, read
 from sparsereco.schema import CHARGE_HITS, FRAME_TRUTH, FRAMES, INFILL, INFILL_TRUTH, ROIS
 
 Display = Callable[..., int]
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "cygno" / "reco_gui"
 
 
 @pytest.fixture
@@ -150,6 +154,47 @@ def test_regions_are_closed_outlines_with_numbers(camera: tuple[Path, Path]) -> 
     nothing = camera_event(None, None, regions[1], None, "")
     assert nothing.counts["regions"] == "0"
     assert nothing.views[0].traces[0]["x"] == []
+
+
+def test_files_of_the_experiment(display: Display, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They have neither frames nor all of our branches, -1 for what they do not know, and keep large clusters only."""
+    x, y = (side.ravel() for side in np.meshgrid(np.arange(40, 44), np.arange(20, 28)))
+    columns = {
+        "run": [2, 2], "event": [7, 8], "sc_size": [[16, 32], []], "sc_energy": [[-1, -1], []],
+        "sc_redpixIdx": [[-1, 0], []], "sc_xmax": [[15, 43], []], "sc_ymax": [[23, 27], []],
+        "redpix_ix": [x, []], "redpix_iy": [y, []], "redpix_iz": [np.arange(32) - 4.0, []],
+    }  # fmt: skip
+    with RootWriter("theirs.root") as writer:
+        writer.extend("Events", BOTH, events(BOTH, 2, **columns))
+    read_back = read_events("theirs.root")
+    drawn = camera_event(None, read_back[0], None, None, "")
+    assert drawn.counts == {"clusters": "2", "pixels in clusters": "32", "energy [keV]": "?"}
+    assert [row[1] for row in drawn.tables[0].rows] == ["?", "?"]
+    assert list(drawn.views[0].places) == ["cluster 1"]
+    fine, *lines = drawn.views[0].traces
+    assert [trace["legendgroup"] for trace in lines] == ["clusters", "clusters"]
+    assert (fine["width"], fine["x0"], fine["y0"], "visible" in fine) == (14, 30, 10, False)
+    levels = np.frombuffer(base64.b64decode(fine["bytes"]), np.uint8).reshape(18, 14) * fine["step"] + fine["low"]
+    np.testing.assert_allclose(levels[10:, 10:], np.arange(32).reshape(8, 4) - 4.0, atol=fine["step"])
+    assert (levels[:10] == -12).all()
+    assert camera_event(None, read_back[1], None, None, "").counts["clusters"] == "0"
+    assert display("camera", "theirs.root", "-o", "theirs.html", "--event", 7) == cli.DONE
+    assert "theirs.html: 2 frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["noise_runs/reco_run05780_3D_cygno_p1_r4", "simulation_6kev/reco_run20001_3D_unet_p1_r4"]
+)
+def test_real_files_of_the_experiment(name: str, display: Display) -> None:
+    path = SHARED / f"{name}.root"
+    if not path.is_file():
+        pytest.skip("the real files are not here")
+    given = read_events(str(path))
+    most = int(ak.argmax(ak.num(given.redpix_ix)))
+    assert display("camera", path, "-o", "theirs.html", "--event", int(given.event[most]), "-n", 1) == cli.DONE
+    drawn = camera_event(None, given[most], None, None, "")
+    assert drawn.counts["clusters"] == str(len(given[most].sc_size))
+    assert 0 < len(drawn.views[0].places) == np.count_nonzero(given[most].sc_redpixIdx >= 0)
 
 
 def test_a_frame_without_clusters_or_image(camera: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Sparse tensors of LArCV become hits; `data/larcv.py` has written the file, with ROOT."""
+"""Sparse tensors and clusters of LArCV become hits; `data/larcv.py` has written the file, with ROOT."""
 
 from __future__ import annotations
 
@@ -99,12 +99,54 @@ def test_the_classes_are_those_of_larcv() -> None:
         assert sums[0] == sums[1], name
 
 
-@pytest.mark.parametrize("tree", ["sparse3d_whole_tree", "cluster3d_pcluster_tree"])
-def test_what_uproot_cannot_read(convert: Convert, tree: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert(f"{DATA / 'larcv.root'}:{tree}", "-o", "hits.root") == cli.WRONG_INPUT
+def test_voxels_of_clusters(convert: Convert) -> None:
+    """Those of the tensor, and in another cluster voxels 9, which is there already, and 100."""
+    assert convert(DATA / "larcv.root", "-o", "tensor.root") == cli.DONE
+    assert convert(f"{DATA / 'larcv.root'}:cluster3d_pcluster_tree", "-o", "hits.root") == cli.DONE
+    expected, events = read("tensor.root", CHARGE_HITS), read("hits.root", CHARGE_HITS)
+    assert events.event.tolist() == [10, 11, 12]
+    for n in (0, 2):
+        assert events[n].hit_e.tolist() == [0.5, 2.25, 2.0, 4.0, 8.0, 3.0, 0.25]
+        more = np.array([-100, -200, 80]) + np.array([20, 50, 10]) * [0.5, 4.5, 1.5] + [20 if n else 0, 0, 0]
+        found = np.stack([events[n][f"hit_{axis}"] for axis in "xyz"], 1)
+        np.testing.assert_allclose(found[5], more)
+        others = np.stack([expected[n][f"hit_{axis}"] for axis in "xyz"], 1)
+        np.testing.assert_array_equal(np.delete(found, 5, 0), others)
+    assert len(events[1].hit_e) == 0
+
+
+def test_what_is_not_in_live_argon_is_left_out(convert: Convert, capsys: pytest.CaptureFixture[str]) -> None:
+    box = "size: [160, 300, 40]\ncentres: [[0, -50, 100]]\npitch: 5\n"  # the grid of the first event, less 20 mm in x
+    Path("box.yaml").write_text(box)
+    assert convert(DATA / "larcv.root", "-o", "hits.root", "--detector", "box.yaml") == cli.DONE
+    assert "hits.root: 3 events, 3 voxels; 9 not in live argon were left out" in capsys.readouterr().err
+    events = read("hits.root", CHARGE_HITS)
+    assert events.hit_x.tolist() == [[], [], [-70.0] * 3]
+    assert events.hit_e.tolist() == [[], [], [0.5, 2.0, 8.0]]
+    assert convert(DATA / "larcv.root", "-o", "hits.root", "-f", "--detector", "nowhere") == cli.WRONG_INPUT
+    assert "--detector: expected 2x2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "tree", ["sparse3d_whole_tree", "cluster3d_bad_tree", "cluster3d_short_tree", "cluster3d_no_tree"]
+)
+def test_what_cannot_be_read(convert: Convert, tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = DATA / "larcv.root"
+    if tree.startswith("cluster3d"):
+        file = Path("bad.root")
+        head = [0x40, 0, 0, 28, 0, 9, *[0] * 6]  # not member by member
+        voxels = {"bad": head + [0] * 20, "short": [0x40, 0, 0, 12, 0x40, 9, *[0] * 6, 0, 0, 0, 9], "no": [0] * 6}
+        name = "_voxel_vv._voxel_v" if tree != "cluster3d_no_tree" else "other"
+        columns = {branch.name: np.ones(1, branch.dtype) for branch in TENSOR.scalars}
+        columns |= {name: ak.Array(np.array([voxels[tree.split("_")[1]]], np.uint8).tolist())}
+        columns[name] = ak.values_astype(columns[name], np.uint8)
+        with uproot.recreate(file) as out:
+            types = {key: column.type.content if key == name else column.dtype for key, column in columns.items()}
+            out.mktree(tree, types).extend(columns)
+    assert convert(f"{file}:{tree}", "-o", "hits.root") == cli.WRONG_INPUT
     error = capsys.readouterr().err
     assert f"tree '{tree}' of" in error
-    assert "expected a sparse tensor of LArCV 2 (sparse3d_NAME_tree), split into its numbers" in error
+    assert "expected a sparse tensor or clusters of LArCV 2 (sparse3d_NAME_tree, cluster3d_NAME_tree), split" in error
     assert not list(Path().glob("hits.root*"))
 
 
@@ -114,7 +156,7 @@ def test_images_are_no_voxels(convert: Convert, capsys: pytest.CaptureFixture[st
     assert convert(OF_LARCV, "-o", "hits.root") == cli.WRONG_INPUT
     assert "it has: particle_mctruth_tree, image2d_data_tree; choose one with FILE:TREE" in capsys.readouterr().err
     assert convert(f"{OF_LARCV}:image2d_data_tree", "-o", "hits.root") == cli.WRONG_INPUT
-    assert "expected a sparse tensor of LArCV 2" in capsys.readouterr().err
+    assert "expected a sparse tensor or clusters of LArCV 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 TEXT = """\
 Draws frames of a camera with their clusters and regions as one self-contained HTML page.
 
-FILE is what tools/reco.py camera writes. --frames adds the images, and the truth where that file has it; they are shown
+FILE is what tools/reco.py camera writes, or the experiment's own reconstruction (tree Events); without --frames the
+pixels of clusters are shown that it has. --frames adds the images, and the truth where that file has it; they are shown
 without the pedestal of --pedestal, or without their median. A frame takes half a megabyte.
 
 examples:
@@ -29,11 +30,19 @@ exit codes: 0 done, 1 failed while running, 2 wrong usage, file or branch, 130 i
 """
 
 
+BOTH = FRAMES.part(
+    *("run", "event", "sc_size", "sc_nhits", "sc_integral", "sc_energy", "sc_length", "sc_width", "sc_xmax", "sc_ymax"),
+    *("sc_redpixIdx", "redpix_ix", "redpix_iy", "redpix_iz"),
+)
+"""What is drawn that the files of the experiment have, too."""
+OURS = FRAMES.part("sc_score", "redpix_hit")
+
+
 def parser() -> jsonargparse.ArgumentParser:
     """Options of `display.py camera`."""
     result = displays.display_parser(TEXT, "frames", 2)
     add = result.add_argument
-    add("file", metavar="FILE", help="reconstruction (trees Events, roi)")
+    add("file", metavar="FILE", help="reconstruction (tree Events, and roi where it has one)")
     add("--event", type=int | None, metavar="N", help="number of the first event")
     add("--frames", type=str | None, metavar="RUN", help="file with the frames")
     add("--pedestal", type=str | None, metavar="FILE", help="pedmap file, or frames of a pedestal run")
@@ -49,9 +58,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     import awkward as ak
 
     from sparsereco.display.camera import camera_event
-    from sparsereco.io import read
 
-    events = read(args.file, FRAMES, FRAMES.tree)
+    events = read_events(args.file)
     numbers = ak.to_numpy(events.event).tolist()
     if args.event is not None and args.event not in numbers:
         known = f"its numbers go from {min(numbers)} to {max(numbers)}" if numbers else "it is empty"
@@ -71,6 +79,21 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
         for key, event in zip(wanted, events, strict=True)
     ]
     displays.write_page(args, args.file, drawn, "frames")
+
+
+def read_events(file: str) -> ak.Array:
+    """What is drawn of the tree `Events`, as far as the file has it."""
+    import awkward as ak
+
+    from sparsereco.errors import BranchError
+    from sparsereco.io import read
+
+    events = read(file, BOTH, BOTH.tree)
+    try:
+        ours = read(file, OURS, OURS.tree)
+    except BranchError:
+        return events
+    return ak.zip({name: part[name] for part in (events, ours) for name in part.fields}, depth_limit=1)
 
 
 def read_images(
@@ -106,10 +129,11 @@ def read_images(
 
 def read_by_number(file: str, schema: Schema, number: str) -> dict[tuple[int, int], ak.Record]:
     """Frames of a tree by their run and the branch ``number``; none where the file has no such tree."""
+    from sparsereco import remote
     from sparsereco.events import has_tree
     from sparsereco.io import read
 
-    if not file.endswith(".root") or not has_tree(file, schema):
+    if not remote.name(file).endswith(".root") or not has_tree(file, schema):
         return {}
     return {(event.run, event[number]): event for event in read(file, schema)}
 

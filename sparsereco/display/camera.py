@@ -5,7 +5,6 @@ The frame is drawn in macro-pixels of 4 x 4, as the chain sees it, and pixel by 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +26,8 @@ CLUSTER_COLOUR, CHOSEN_COLOUR, REGION_COLOUR, TRUTH_COLOUR = "#d55e00", "#0072b2
 FRAME, FINE = "frame", "full resolution"
 CLUSTERS, CHOSEN, REGIONS, TRUTH = "clusters", "chosen pixels", "regions", "truth"
 """What is switched together."""
+UNKNOWN = "?"
+"""For numbers that a file does not have."""
 
 Image = NDArray[np.float32]
 
@@ -38,28 +39,33 @@ def camera_event(
 
     Args:
         image: (H, W) light without pedestal, NaN where a pixel cannot be used; None where there is none.
-        reco: of schema `Events`, None where there is none.
+        reco: of schema `Events`, None where there is none; what only our files have (score, chosen pixels) may be
+            missing. Without an image, the pixels of clusters are shown that it has.
         regions: of schema `roi`, None where there is none.
         truth: of schema `event_info`, None where there is none.
         name: of the frame.
     """
+    from sparsereco.camera.redpix import cluster_rows  # with torch, which the rest does without
+
     traces: list[Trace] = []
     places: dict[str, dict[str, Any]] = {}
     if image is not None:
         traces.append(_macro(image))
         places["whole frame"] = _box(0, image.shape[1] - 1, 0, image.shape[0] - 1)
     if reco is not None:
-        bounds = np.append(ak.to_numpy(reco.sc_redpix_begin), len(reco.redpix_ix)).tolist()
-        mine = [slice(low, high) for low, high in itertools.pairwise(bounds)]
-        x, y, hit = (ak.to_numpy(reco[f"redpix_{name}"]) for name in ("ix", "iy", "hit"))
-        if image is not None:
-            traces += [_fine(image, x[one], y[one]) for one in mine[:MOST] if len(x[one])]
-        chosen = [outline(x[one][hit[one] > 0], y[one][hit[one] > 0]) for one in mine]
-        traces.append(_lines(chosen, CHOSEN, CHOSEN_COLOUR, 1.2, visible=HIDDEN))
+        x, y, light = (ak.to_numpy(reco[f"redpix_i{axis}"]) for axis in "xyz")
+        mine = [np.zeros(0, np.int64) if rows is None else rows for rows in cluster_rows(reco)]
+        pixels = _pixels(x, y, light) if image is None else image
+        visible = {"visible": HIDDEN} if image is not None else {}
+        traces += [_fine(pixels, x[one], y[one], **visible) for one in mine[:MOST] if len(one)]
+        if "redpix_hit" in reco.fields:
+            hit = ak.to_numpy(reco.redpix_hit) > 0
+            chosen = [outline(x[one][hit[one]], y[one][hit[one]]) for one in mine]
+            traces.append(_lines(chosen, CHOSEN, CHOSEN_COLOUR, 1.2, visible=HIDDEN))
         traces.append(_lines([outline(x[one], y[one]) for one in mine], CLUSTERS, CLUSTER_COLOUR, 2))
         traces.append(_labels(reco))
         for n, one in enumerate(mine):
-            if len(x[one]):
+            if len(one):
                 places[f"cluster {n}"] = _box(x[one].min(), x[one].max(), y[one].min(), y[one].max())
     if regions is not None:
         traces.append(_regions(regions))
@@ -136,14 +142,21 @@ def _macro(image: Image) -> Trace:
     )  # fmt: skip
 
 
-def _fine(image: Image, x: NDArray[Any], y: NDArray[Any]) -> Trace:
+def _pixels(x: NDArray[Any], y: NDArray[Any], light: NDArray[Any]) -> Image:
+    """An image that has only some pixels, NaN elsewhere."""
+    image = np.full((y.max(initial=0) + 1, x.max(initial=0) + 1), np.nan, np.float32)
+    image[y, x] = light
+    return image
+
+
+def _fine(image: Image, x: NDArray[Any], y: NDArray[Any], **trace: Any) -> Trace:
     """The pixels around a cluster."""
     left, right = max(int(x.min()) - MARGIN, 0), int(x.max()) + MARGIN + 1
     low, high = max(int(y.min()) - MARGIN, 0), int(y.max()) + MARGIN + 1
     return packed_image(
         image[low:high, left:right], -12.0, 39.0, x0=left, dx=1, y0=low, dy=1, legendgroup=FINE, name=FINE,
-        visible=HIDDEN, zmin=-12, zmax=39, colorscale="Greys", reversescale=True, showscale=False,
-        hovertemplate="x %{x}, y %{y}: %{z:.0f} counts<extra></extra>",
+        zmin=-12, zmax=39, colorscale="Greys", reversescale=True, showscale=False,
+        hovertemplate="x %{x}, y %{y}: %{z:.0f} counts<extra></extra>", **trace,
     )  # fmt: skip
 
 
@@ -151,11 +164,11 @@ def _labels(reco: ak.Record) -> Trace:
     """A number beside each cluster, its features for the pointer."""
     texts = [
         escaped({
-            "cluster": str(n), "energy": f"{reco.sc_energy[n]:.2f} keV",
+            "cluster": str(n), "energy": f"{_energy(reco.sc_energy[n])} keV",
             "integral": f"{reco.sc_integral[n]:,.0f} counts",
             "pixels": f"{reco.sc_size[n]:.0f}, of which chosen {reco.sc_nhits[n]:.0f}",
-            "length x width": f"{reco.sc_length[n]:.0f} x {reco.sc_width[n]:.0f}", "score": f"{reco.sc_score[n]:.2f}",
-        })
+            "length x width": f"{reco.sc_length[n]:.0f} x {reco.sc_width[n]:.0f}",
+        } | ({"score": f"{reco.sc_score[n]:.2f}"} if "sc_score" in reco.fields else {}))
         for n in range(len(reco.sc_size))
     ]  # fmt: skip
     return {
@@ -207,6 +220,11 @@ def _species(pdg: int) -> str:
     return "electron" if pdg == 11 else f"nucleus {pdg}"
 
 
+def _energy(energy: float) -> str:
+    """In keV; files without a calibration have -1."""
+    return UNKNOWN if energy < 0 else f"{energy:.2f}"
+
+
 def _box(left: float, right: float, low: float, high: float) -> dict[str, Any]:
     return {
         "xaxis.range": [float(left) - MARGIN, float(right) + MARGIN],
@@ -220,7 +238,9 @@ def _counts(
     counts = {} if image is None else {"pixels": f"{image.shape[1]:,} x {image.shape[0]:,}"}
     if reco is not None:
         counts |= {"clusters": f"{len(reco.sc_size):,}", "pixels in clusters": f"{len(reco.redpix_ix):,}"}
-        counts |= {"chosen pixels": f"{ak.sum(reco.redpix_hit):,}", "energy [keV]": f"{ak.sum(reco.sc_energy):,.2f}"}
+        if "redpix_hit" in reco.fields:
+            counts["chosen pixels"] = f"{ak.sum(reco.redpix_hit):,}"
+        counts["energy [keV]"] = f"{ak.sum(reco.sc_energy):,.2f}" if ak.all(reco.sc_energy >= 0) else UNKNOWN
     if regions is not None:
         counts |= {"regions": f"{len(regions.roi_area):,}", "pixels in regions": f"{ak.sum(regions.roi_area):,}"}
     if truth is not None:
@@ -231,9 +251,10 @@ def _counts(
 def _tables(reco: ak.Record | None, regions: ak.Record | None, truth: ak.Record | None) -> list[Table]:
     tables = []
     if reco is not None:
-        columns = (reco.sc_energy, reco.sc_nhits, reco.sc_length, reco.sc_score)
+        scores = reco.sc_score if "sc_score" in reco.fields else [np.nan] * len(reco.sc_size)
+        columns = (reco.sc_energy, reco.sc_nhits, reco.sc_length, scores)
         rows = [
-            (str(n), f"{energy:.2f}", f"{hits:.0f}", f"{length:.0f}", f"{score:.1f}")
+            (str(n), _energy(energy), f"{hits:.0f}", f"{length:.0f}", UNKNOWN if np.isnan(score) else f"{score:.1f}")
             for n, (energy, hits, length, score) in enumerate(zip(*columns, strict=True))
         ]
         tables.append(Table("Clusters", ("", "energy [keV]", "pixels", "length", "score"), rows))

@@ -51,6 +51,10 @@ struct EventClusterVoxel3D : EventBase, ClusterVoxel3D {};
 """
 
 FILL = """
+void add(larcv::VoxelSet& set, int id, double value) {
+  set._voxel_v.emplace_back();
+  set._voxel_v.back()._id = id, set._voxel_v.back()._value = value;
+}
 void fill(const char* path) {
   TFile file(path, "RECREATE");
   auto* tensor = new larcv::EventSparseTensor3D;
@@ -75,12 +79,19 @@ void fill(const char* path) {
       grid._xlen = 2, grid._ylen = 5, grid._zlen = 1;
       grid._num_element = 240, grid._valid = true, grid._unit = larcv::kUnitCM;
       for (auto [id, value] : {std::pair{0, 0.5}, {9, 1.25}, {10, 2.}, {59, 4.}, {60, 8.}, {239, 0.25}}) {
-        tensor->_voxel_v.emplace_back();
-        tensor->_voxel_v.back()._id = id, tensor->_voxel_v.back()._value = value;
+        add(*tensor, id, value);
       }
     }
+    // Two clusters that share a voxel, no cluster, and two with one between them that has no voxel.
     static_cast<larcv::EventBase&>(*clusters) = *tensor;
-    clusters->_voxel_vv.push_back(*tensor);
+    clusters->_meta = tensor->_meta;
+    if (n != 1) {
+      clusters->_voxel_vv.push_back(*tensor);
+      if (n == 2) clusters->_voxel_vv.emplace_back();
+      clusters->_voxel_vv.emplace_back();
+      add(clusters->_voxel_vv.back(), 9, 1);
+      add(clusters->_voxel_vv.back(), 100, 3);
+    }
     for (auto* tree : {split, whole, sets}) tree->Fill();
   }
   file.Write();
