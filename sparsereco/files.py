@@ -93,9 +93,11 @@ def check_file(path: Path, force: bool) -> None:
     """A file can be written there.
 
     Raises:
-        InputError: it is a directory, or it exists and `force` is not set.
+        InputError: it is a directory or a device, or it exists and `force` is not set.
     """
     if path.is_dir():
         raise InputError(f"output {path} is a directory, expected a file", file=str(path))
+    if path.exists() and not path.is_file():  # it would be replaced, whatever it is to others
+        raise InputError(f"output {path} is a device or a pipe, expected a file", file=str(path))
     if path.exists() and not force:
         raise InputError(f"output {path} exists already; -f replaces it", file=str(path))

@@ -13,7 +13,8 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from sparsereco.errors import InputError, OutputError
+from sparsereco.errors import OutputError
+from sparsereco.files import check_file
 from sparsereco.schema import Schema
 
 BASKETS = 4 << 20
@@ -24,6 +25,7 @@ class RootWriter:
     """Writes TTrees to ``path``, which appears only when all went well.
 
     Everything goes to ``<path>.part`` first; leaving the ``with`` block renames it, an exception there removes it.
+    Where several outputs are to appear together, `close` all of them inside: what can fail is done then.
     Events are held until there are enough for a basket: many small ones make files slow to write and to read, and what
     is known of each takes memory to the end.
 
@@ -32,7 +34,7 @@ class RootWriter:
         force: replace a file that is there already.
 
     Raises:
-        InputError: The file is there already and ``force`` is not set.
+        InputError: The file is there already and ``force`` is not set, or it is no file.
         OutputError: It cannot be created, and from all methods: it cannot be written to (a full disk, a folder that is
             gone).
     """
@@ -40,10 +42,7 @@ class RootWriter:
     def __init__(self, path: str | Path, force: bool = False) -> None:
         self.path = Path(path)
         self.part = Path(f"{path}.part")
-        if self.path.is_dir():
-            raise InputError(f"output {path} is a directory, expected a file", file=str(path))
-        if self.path.exists() and not force:
-            raise InputError(f"output {path} exists already; -f replaces it", file=str(path))
+        check_file(self.path, force)
         if not self.path.parent.is_dir():  # uproot would make the folder
             raise OutputError(f"output {path}: there is no folder {self.path.parent}", file=str(path))
         self._trees: dict[str, uproot.WritableTree] = {}
@@ -127,15 +126,24 @@ class RootWriter:
         """Stores how the file was made, as a `TObjString` ``provenance`` with JSON."""
         self.put("provenance", json.dumps(record))
 
+    def close(self) -> None:
+        """Writes the events that are held and completes the file, which has its name only after the ``with`` block.
+
+        Raises:
+            ValueError: as `flush`.
+        """
+        for tree in list(self._held):
+            self.flush(tree)
+        with self._writing():
+            self._file.close()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                for tree in list(self._held):
-                    self.flush(tree)
+                self.close()
                 with self._writing():
-                    self._file.close()
                     self.part.replace(self.path)
         finally:
             with suppress(OSError):  # what went wrong is on its way already

@@ -17,7 +17,7 @@ from tool_loader import load_tool
 
 from sparsereco import cli
 from sparsereco.camera.pedestal import read_pedestal, write_pedestal
-from sparsereco.errors import InputError
+from sparsereco.errors import InputError, OutputError
 from sparsereco.frames import histogram
 from sparsereco.io import RootWriter, read
 from sparsereco.schema import FRAME_TRUTH, FRAMES, ROIS, SPARSE_FRAMES
@@ -82,6 +82,10 @@ def test_frames_to_clusters_to_a_report(
     assert tool("reco", "camera", *common, "-o", "unet.root", "--save-pedestal", "map.root") == cli.DONE
     assert "10 frames" in capsys.readouterr().err
     assert read_pedestal("map.root").frames == 40
+    with uproot.open("map.root") as file:
+        record = json.loads(str(file["provenance"]))
+    assert record["pedestal"] == str(sample / "run1.root")
+    assert "--save-pedestal map.root" in record["command"]
     again = tool("reco", "camera", run, "--pedestal", "map.root", "-o", "again.root")
     assert again == cli.DONE
     one, two = read("unet.root", FRAMES), read("again.root", FRAMES)
@@ -121,6 +125,9 @@ def test_a_range_of_frames(sample: Path, tool: Tool) -> None:
 
 def test_check_and_print_config(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool("reco", "camera", sample / "run2.root", "--pedestal", sample / "pedmap.root", "--check") == cli.DONE
+    pedestal = ("--pedestal", sample / "run1.root", "--save-pedestal", "map.root")
+    assert tool("reco", "camera", sample / "run2.root", *pedestal, "--check", "-q") == cli.DONE
+    assert not Path("map.root").exists()
     told = capsys.readouterr().out
     assert "run2.root: ROOT, 10 frames" in told
     assert '"sha256"' in told
@@ -168,7 +175,27 @@ def test_a_bad_frame_stops_the_run_or_leaves_an_empty_entry(
         (["run2.root", "--pedestal", "none.root", "-o", "out.root"], "none.root"),
         (["run2.root", "--pedestal", "other.root", "-o", "out.root"], "holds no pedestal: expected a TH2 'pedmap'"),
         (["none.root", "--pedestal", "pedmap.root", "-o", "out.root"], "no such file: none.root"),
-        (["run2.root", "--pedestal", "pedmap.root", "-o", "pedmap.root"], "exists already; -f replaces it"),
+        (["run2.root", "--pedestal", "pedmap.root", "-o", "pedmap.root"], "output pedmap.root is an input, too"),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--save-pedestal", "./pedmap.root", "-o", "o.root", "-f"],
+            "output pedmap.root is an input, too: expected another file",
+        ),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--save-sparse", "run2.root", "-o", "o.root", "-f"],
+            "output run2.root is an input, too",
+        ),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--save-pedestal", "o.root", "-o", "o.root"],
+            "expected outputs that are different files, got o.root and o.root",
+        ),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--save-sparse", "./o.root", "-o", "o.root"],
+            "expected outputs that are different files, got o.root and o.root",
+        ),
+        (
+            ["run2.root", "--pedestal", "pedmap.root", "--save-pedestal", "other.root", "-o", "o.root"],
+            "output other.root exists already",
+        ),
         (["run2.root", "--pedestal", "pedmap.root", "--selector", "best", "-o", "o.root"], "selector"),
         (
             ["run2.root", "--pedestal", "pedmap.root", "--vignetting", "no.root", "-o", "o.root"],
@@ -187,6 +214,7 @@ def test_wrong_usage(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+    assert not Path("o.root").exists()
 
 
 def test_an_empty_run_gives_an_empty_tree(sample: Path, tool: Tool) -> None:
@@ -240,10 +268,14 @@ def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pyt
     run, pedestal = sample / "run2.root", sample / "pedmap.root"
     common = ("reco", "camera", run, "--pedestal", pedestal, "--selector", "anomaly", "-o", "reco.root")
     assert tool(*common, "--save-sparse", "reco.root") == cli.WRONG_INPUT
-    assert "--save-sparse reco.root is the output, too" in capsys.readouterr().err
+    assert "expected outputs that are different files, got reco.root and reco.root" in capsys.readouterr().err
     assert tool(*common, "--save-sparse", "sparse.root") == cli.DONE
     regions, reduced = read("reco.root", ROIS), read("sparse.root", SPARSE_FRAMES)
     assert ak.num(regions.roi_area).tolist() == [3] * 10
+    with uproot.open("sparse.root") as file:
+        record = json.loads(str(file["provenance"]))
+    assert record["units"] == SPARSE_FRAMES.units
+    assert record["config"]["selector"] == "anomaly"
     assert ak.num(reduced.pixel_x).tolist() == ak.sum(regions.roi_area, axis=1).tolist()
     assert ak.sum(regions.roi_corners, axis=1).tolist() == ak.num(regions.corner_x).tolist()
     with uproot.open("reco.root") as file:
@@ -264,6 +296,20 @@ def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pyt
     assert np.sum(numbers["classes"]) == 50  # 30 of regions, 20 of noise
     assert set(numbers["adjusted_rand"]) >= {"Deep Embedded Clustering", "k-means on pixels"}
     assert numbers["figures"] == ["frame.png", "patches.png"]
+
+
+def test_outputs_appear_together(
+    sample: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(writer: RootWriter, tree: str) -> None:
+        if tree == FRAMES.tree:
+            raise OutputError(f"output {writer.path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(RootWriter, "flush", full)
+    options = ("--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root", "-n", 1)
+    assert tool("reco", "camera", sample / "run2.root", *options, "--save-sparse", "sparse.root") == cli.WRONG_INPUT
+    assert "No space left" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
 
 
 def test_trainings_without_labels(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:

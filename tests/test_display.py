@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,23 @@ def test_tool_draws_what_the_files_have(
     assert display(reco, "--event", 3, "-o", "event.html") == cli.WRONG_INPUT
     assert "-f replaces it" in capsys.readouterr().err
     assert Path("event.html").read_text() == page
+
+
+def test_a_page_replaces_nothing_else(
+    display: Display, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reco, sample = files
+    content = sample.read_bytes()
+    assert display(reco, "--hits", sample, "-o", "sample.root", "-f") == cli.WRONG_INPUT
+    assert "output sample.root is an input, too: expected another file" in capsys.readouterr().err
+    assert display(reco, "-o", "sample.root", "-f") == cli.WRONG_INPUT
+    assert "output sample.root: expected a name that ends in .html" in capsys.readouterr().err
+    assert display(reco, "-o", "page.html", "--figure", "./page.html") == cli.WRONG_INPUT
+    assert "expected outputs that are different files" in capsys.readouterr().err
+    os.mkfifo("pipe.html")
+    assert display(reco, "-o", "pipe.html", "-f") == cli.WRONG_INPUT
+    assert "output pipe.html is a device or a pipe" in capsys.readouterr().err
+    assert sample.read_bytes() == content
 
 
 def test_the_figure_of_a_decomposition(

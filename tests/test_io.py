@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import awkward as ak
@@ -333,6 +334,9 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path: Path) -> None:
         RootWriter(tmp_path, force=True)
     with pytest.raises(InputError, match=r"output no/such/a.root: there is no folder no/such"):
         RootWriter("no/such/a.root")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a device or a pipe, expected a file"):
+        RootWriter(tmp_path / "pipe", force=True)
 
 
 def test_an_output_that_cannot_be_created(tmp_path: Path) -> None:

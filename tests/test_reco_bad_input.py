@@ -206,6 +206,29 @@ def test_an_existing_output_needs_force(reco: Reco, write_hits: WriteHits, capsy
     assert reco(path, "-o", "out.root", "-f") == cli.DONE
 
 
+@pytest.mark.parametrize("inputs", ["a.root", "*.root", "a.root:hits", "file://{}/a.root"])
+@pytest.mark.parametrize("output", ["a.root", "./a.root", "link.root"])
+def test_an_input_is_never_replaced(
+    reco: Reco, write_hits: WriteHits, capsys: pytest.CaptureFixture[str], inputs: str, output: str
+) -> None:
+    content = write_hits("a.root", some_hits(2)).read_bytes()
+    Path("link.root").symlink_to("a.root")
+    assert reco(inputs.format(Path.cwd()), "-o", output, "-f") == cli.WRONG_INPUT
+    assert_refused(capsys, f"output {Path(output)} is an input, too: expected another file")
+    assert Path("a.root").read_bytes() == content
+
+
+def test_an_input_is_not_written_over_meanwhile(
+    reco: Reco, write_hits: WriteHits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_hits("a.root.part", some_hits(2))
+    assert reco("a.root.part", "-o", "a.root") == cli.WRONG_INPUT
+    assert_refused(capsys, "output a.root.part is an input, too")
+    Path("mine.yaml").write_text("batch_size: 4")
+    assert reco("b.root", "-c", "mine.yaml", "-o", "mine.yaml", "-f") == cli.WRONG_INPUT
+    assert_refused(capsys, "output mine.yaml is an input, too")
+
+
 def interrupt(chain: AveragingChain, events: ak.Array) -> ak.Array:
     raise KeyboardInterrupt
 

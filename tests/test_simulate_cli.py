@@ -86,6 +86,11 @@ def test_an_existing_file_is_replaced_only_with_force(
     assert Path("a.root").read_text() == "precious"
     assert simulate(*options, "-f") == cli.DONE
     assert len(read("a.root", HITS)) == 3
+    Path("copy.npz").write_bytes(bank_file.read_bytes())
+    taken = ["vertex", "-o", "copy.npz", "-n", 3, "--seed", 1, "--bank", "copy.npz", "-f"]
+    assert simulate(*taken) == cli.WRONG_INPUT
+    assert "output copy.npz is an input, too" in capsys.readouterr().err
+    assert Path("copy.npz").read_bytes() == bank_file.read_bytes()
     assert not Path("a.root.part").exists()
 
 

@@ -6,7 +6,7 @@ Also what else is known of a sensor before a track is looked for: hot pixels, vi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,16 @@ def measure_pedestal(frames: Iterable[Frame]) -> Pedestal:
     return Pedestal((offset + total / n).astype("f4"), np.sqrt(variance).astype("f4"), first.run, n)
 
 
-def write_pedestal(path: str | Path, pedestal: Pedestal, force: bool = False) -> None:
+def write_pedestal(
+    path: str | Path, pedestal: Pedestal, force: bool = False, made: Mapping[str, object] | None = None
+) -> None:
     """Writes ``pedmap`` (bin errors: standard deviations), ``pedmapsigma``, and their distributions.
+
+    Args:
+        path: the file.
+        pedestal: what is written.
+        force: replace a file that is there already.
+        made: how it was made, for the provenance.
 
     Raises:
         InputError: the file is there already and ``force`` is not set.
@@ -95,6 +103,8 @@ def write_pedestal(path: str | Path, pedestal: Pedestal, force: bool = False) ->
         writer.put("pedmean", np.histogram(mean, np.linspace(centre - 3, centre + 3, 501)))
         writer.put("pedrms", np.histogram(sigma, np.linspace(0, 10, 1001)))
         writer.put("pedinfo", json.dumps({"run": pedestal.run, "frames": pedestal.frames}))
+        if made is not None:
+            writer.provenance(made)
 
 
 def read_pedestal(path: str) -> Pedestal:

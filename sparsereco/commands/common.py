@@ -6,10 +6,12 @@ purpose, like `sparsereco.cli`: heavy libraries are imported in the functions th
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import yaml
 
 from sparsereco import cli
 from sparsereco.errors import InputError
+from sparsereco.files import check_file
 
 if TYPE_CHECKING:
     import awkward as ak
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 """The shipped settings: in the package where that comes from a wheel, else beside it in the checkout."""
+
+OUTPUTS = ("output", "figure", "save_pedestal", "save_sparse")
+"""Options of all commands that name a file to be written."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,35 @@ def dispatch(description: str | None, what: str, commands: Mapping[str, Command]
         own = command.parser() if argv[:1] == [name] else cli.new_parser(command.text)
         subcommands.add_subcommand(name, own, help=command.summary)
     args = parser.parse_args(argv)
+    check_outputs(args[args[what]])
     commands[args[what]].run(args[args[what]], argv)
+
+
+def check_outputs(args: jsonargparse.Namespace) -> None:
+    """Refuses an output that is, by whatever path, a file that the command line names otherwise: -f would replace it.
+
+    Raises:
+        InputError: an output is an input (of any option), or another output, too.
+    """
+    options = vars(args.as_flat())
+    outputs = [Path(options[name]) for name in OUTPUTS if options.get(name) is not None]
+    written = [path for output in outputs for path in (output, Path(f"{output}.part"))]
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError(f"expected outputs that are different files, got {' and '.join(map(str, outputs))}")
+    for name, value in options.items():
+        for file in _files(value) if name not in OUTPUTS else []:
+            for path in written:
+                if path.exists() and path.samefile(file):
+                    raise InputError(f"output {path} is an input, too: expected another file", file=str(path))
+
+
+def _files(value: object) -> Iterator[Path]:
+    """The local files that the value of an option may name: FILE[:TREE], patterns, URLs of files, or lists of them."""
+    for item in value if isinstance(value, list) else [value]:
+        whole = str(item).removeprefix("file://") if isinstance(item, str | PathLike) else ""
+        for text in (whole, whole.rpartition(":")[0]):
+            names = glob.glob(glob.escape(text)) or glob.glob(text, recursive=True)
+            yield from (path for path in map(Path, names) if path.is_file())
 
 
 def reco_parser(text: str, unit: str, step_size: str | int) -> jsonargparse.ArgumentParser:
@@ -282,16 +316,6 @@ def run_of(seed: int) -> int:
     return seed % 2**31
 
 
-def check_new(output: str, force: bool) -> None:
-    """Holds an output to one that is not there yet, unless it may be replaced.
-
-    Raises:
-        InputError: it is there.
-    """
-    if Path(output).exists() and not force:
-        raise InputError(f"output {output} exists already; -f replaces it", file=output)
-
-
 def check_banks(banks: Iterable[str], maker: str = "bank") -> None:
     """Holds banks of tracks to files that are there.
 
@@ -317,7 +341,7 @@ def write_bank(args: jsonargparse.Namespace, make: Callable[[int, int, Callable[
     """
     log = cli.set_up_logging(args.quiet, args.verbose)
     check_number(args.number)
-    check_new(args.output, args.force)
+    check_file(Path(args.output), args.force)
     if Path(args.output).suffix != ".npz":
         raise InputError(f"output {args.output}: expected a name that ends in .npz", file=args.output)
     with cli.progress("tracks", args.number, "tracks", args.quiet) as advance:

@@ -35,7 +35,7 @@ def display_parser(text: str, unit: str, number: int) -> jsonargparse.ArgumentPa
 
 
 def check_options(args: jsonargparse.Namespace, *further: str | None) -> None:
-    """Refuses options before anything is read: a number that is none, an output that must not be replaced.
+    """Refuses options before anything is read: a number that is none, an output that is no page or must stay.
 
     Args:
         args: the command line.
@@ -45,6 +45,8 @@ def check_options(args: jsonargparse.Namespace, *further: str | None) -> None:
 
     if args.number < 1:
         raise InputError(f"-n: expected a positive number, got {args.number}")
+    if Path(args.output).suffix != ".html":
+        raise InputError(f"output {args.output}: expected a name that ends in .html", file=args.output)
     for output in (args.output, *further):
         if output is not None:
             check_file(Path(output), args.force)

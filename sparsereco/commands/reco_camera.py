@@ -80,15 +80,10 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
 
 
 def load_pedestal(args: jsonargparse.Namespace) -> Pedestal:
-    """The pedestal of the command line, written where that is asked for."""
-    from sparsereco.camera.pedestal import write_pedestal
-
+    """The pedestal of the command line."""
     if args.pedestal is None:
         raise InputError("no pedestal given: expected --pedestal FILE, a pedmap file or frames of a pedestal run")
-    pedestal = read_or_measure(args.pedestal, args.quiet)
-    if args.save_pedestal is not None:
-        write_pedestal(args.save_pedestal, pedestal, args.force)
-    return pedestal
+    return read_or_measure(args.pedestal, args.quiet)
 
 
 def read_or_measure(path: str, quiet: bool) -> Pedestal:
@@ -184,18 +179,21 @@ def reconstruct(
     """
     from contextlib import ExitStack
 
+    from sparsereco.camera.pedestal import write_pedestal
+    from sparsereco.files import check_file
     from sparsereco.frames import iterate_frames, survey_frames
     from sparsereco.io import RootWriter
     from sparsereco.parts import Input, Tally
-    from sparsereco.schema import FRAMES, ROIS
+    from sparsereco.provenance import environment
+    from sparsereco.schema import FRAMES, ROIS, SPARSE_FRAMES
 
     on_workers = scaled.wanted(args)
-    if args.save_sparse is not None and args.save_sparse == args.output:
-        raise InputError(f"--save-sparse {args.save_sparse} is the output, too: expected another file")
     if args.save_sparse is not None and on_workers:
         raise InputError("--save-sparse writes a file of its own, which workers cannot share: run without workers")
     writer = RootWriter(args.output, force=args.force)
     reduced = None if args.save_sparse is None else RootWriter(args.save_sparse, force=args.force)
+    if args.save_pedestal is not None:
+        check_file(Path(args.save_pedestal), args.force)
     on_bad_file = skipped.append if args.skip_bad_files else None
     sources = survey_frames(args.files, on_bad_file)
     start, stop = common.entry_range(args)
@@ -204,6 +202,9 @@ def reconstruct(
     with ExitStack() as stack:
         client = stack.enter_context(scaled.workers(args, "sparsereco.camera.chain", "sparsereco.io"))
         chain, device = load_chain(args, config)
+        if args.save_pedestal is not None:
+            made = {**environment(record["command"]), "pedestal": args.pedestal}
+            write_pedestal(args.save_pedestal, chain.pedestal, args.force, made)
         clock = time.perf_counter()
         advance = stack.enter_context(cli.progress("camera", total, "frames", args.quiet))
         for file in (writer, reduced):
@@ -221,9 +222,14 @@ def reconstruct(
         else:
             frames = iterate_frames([source.file for source in sources], start, stop, on_bad_file)
             process(chain, frames, writer, tally, args.skip_bad_events, advance, reduced)
-        writer.provenance(
-            common.provenance_of(args, record, chain.provenance(), device, tally, FRAMES, pedestal=args.pedestal)
-        )
+        for file, schema in ((writer, FRAMES), (reduced, SPARSE_FRAMES)):
+            if file is not None:
+                file.provenance(
+                    common.provenance_of(
+                        args, record, chain.provenance(), device, tally, schema, pedestal=args.pedestal
+                    )
+                )
+                file.close()  # both, before either has its name
     seconds = time.perf_counter() - clock
     return (
         f"{args.output}: {tally.events:,} frames, {tally.found['clusters']:,} clusters in {seconds:.1f} s on {device}, "

@@ -13,7 +13,7 @@ import yaml
 
 from sparsereco import cli, files
 from sparsereco.commands import simulate_vertex
-from sparsereco.commands.common import Command, check_banks, check_new
+from sparsereco.commands.common import Command, check_banks
 from sparsereco.errors import InputError
 from sparsereco.schema import HITS, BranchNames
 
@@ -67,7 +67,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     names = cli.build(BranchNames, args.branches, "branches.")
     log = cli.set_up_logging(args.quiet, args.verbose)
     output = Path(args.output)
-    check_new(args.output, args.force)
+    files.check_file(output, args.force)
     for name in ("max_events", "simulated"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(args, name)}")
