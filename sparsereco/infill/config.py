@@ -17,7 +17,7 @@ class InfillConfig:
     min_expected: float = 0.7
     """A voxel is also filled where at least so many missing ones are expected in and beside it that no filled one
     touches; more than 27 there cannot be."""
-    min_peak: float = 0.5
+    min_peak: float = 0.6
     """A gap whose likeliest candidate in an event has a lower probability is left alone (0 to 1)."""
     batch_size: int = 32
     """Events per forward pass; changes speed and memory, not results."""
