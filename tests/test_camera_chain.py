@@ -14,8 +14,10 @@ from camera_sample import CHAMBER, SENSOR, SHAPE, line, noise, pedestal, spots
 
 pytest.importorskip("sklearn")
 
+from scipy.stats import norm
+
 from sparsereco.camera.chain import CameraChain
-from sparsereco.camera.config import CameraConfig, ClusterConfig, DirectionalConfig, UnetConfig
+from sparsereco.camera.config import CameraConfig, ClusterConfig, DirectionalConfig, GaussianConfig, UnetConfig
 from sparsereco.camera.redpix import cluster_rows, cluster_voxels
 from sparsereco.checkpoint import CheckpointError
 from sparsereco.errors import InputError
@@ -100,6 +102,19 @@ def test_light_is_measured_without_bias(selector: Kind) -> None:
         true += sum(light.counts.sum() for light in lights)
         seen += ak.sum(one(frame(lights, seed)).sc_integral)
     assert seen / true == pytest.approx(1, abs=0.05)
+
+
+def test_light_that_the_threshold_adds_is_taken_off_the_energy() -> None:
+    rng = np.random.default_rng(13)
+    shot = frame(spots(PLACES, 0.3, rng))
+    plain = chain("gaussian", gaussian=GaussianConfig(min_score=3.0))(shot)
+    taken = plain.sc_integral - plain.sc_corrintegral
+    expected = 3.6 * 2 * np.sqrt(np.pi) * 4.5 * 2 * norm.pdf(plain.sc_score - 3)
+    np.testing.assert_allclose(taken, expected, rtol=0.05, atol=0.01)
+    assert ak.max(taken) > 20
+    np.testing.assert_allclose(plain.sc_energy, 0.001 * plain.sc_corrintegral, rtol=1e-5)
+    classical = chain("nsigma")(shot)
+    assert classical.sc_integral.tolist() == classical.sc_corrintegral.tolist()
 
 
 def test_energy_and_vignetting(tmp_path: Path) -> None:

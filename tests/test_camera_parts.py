@@ -11,9 +11,13 @@ import pytest
 import torch
 from camera_sample import CHAMBER, SENSOR, SHAPE, noise, spots
 
+from sparsereco import checkpoint
 from sparsereco.camera.calibrate import fit_in_bins, fit_peak
+from sparsereco.camera.config import CameraConfig, UnetConfig
 from sparsereco.camera.metrics import compare, found_more, summarise, threshold_at
+from sparsereco.camera.select import make_above
 from sparsereco.camera.significance import Normaliser, settle, smooth
+from sparsereco.camera.threshold import NETWORK, excess
 from sparsereco.camera.unet import Selector, SelectorConfig, focal_loss, to_pixels
 from sparsereco.errors import InputError
 from sparsereco.nn.dense import DenseUNet
@@ -166,6 +170,47 @@ def test_focal_loss() -> None:
     assert focal_loss(torch.tensor([-200.0]), torch.tensor([True]), 4.0, 2.0) == 800
 
 
+def test_light_that_a_threshold_adds() -> None:
+    """What is taken is what noise has added to all that is found together, for any energies about the threshold."""
+    rng, n, cut = np.random.default_rng(12), 400_000, 5.0
+    flat, falling, rising = rng.uniform(0, 12, n), rng.exponential(4, n), rng.gamma(10, 0.8, n)
+    for true, accuracy in ((flat, 0.05), (falling, 0.25), (rising, 0.35)):
+        score = true + rng.standard_normal(n)
+        found = score > cut
+        added = (score - true)[found].sum()
+        assert added > 10_000
+        assert excess(score - cut, 1.0)[found].sum() == pytest.approx(added, rel=accuracy)
+    assert (excess(np.array([-0.1, -3.0]), 1.0) == 0).all()
+
+
+def test_light_that_goes_with_the_score_of_the_network() -> None:
+    """The gradient of the score over the pixels of spots about the threshold, over its norm."""
+    model = checkpoint.load(checkpoint.WEIGHTS / "selector.safetensors", Selector, SelectorConfig)
+    y, x = torch.meshgrid(torch.arange(48.0) - 24, torch.arange(48.0) - 24, indexing="ij")
+    spot = torch.exp(-(x**2 + y**2) / (2 * (4.5 / 4) ** 2))
+    noise = torch.randn(200, 48, 48, generator=torch.Generator().manual_seed(2))
+    macro = (noise + 5.5 * spot / spot.norm()).requires_grad_(True)
+    logits = model(macro)
+    seen = (logits > 0).any(1) & (x.hypot(y) < 7)
+    score = logits.mean(1).where(seen, torch.tensor(-torch.inf)).flatten(1).logsumexp(1)
+    near = (score > 3) & (score < 4.5)
+    assert near.sum() > 30
+    gradient = torch.autograd.grad(score[near].sum(), macro)[0][near]
+    light = 4 * gradient[:, x.hypot(y) < 5.2].sum(1) / gradient.flatten(1).norm(dim=1)  # a macro-pixel: 4 sigma
+    assert float(light.mean()) == pytest.approx(NETWORK, rel=0.1)
+
+
+def test_scores_of_a_network_are_translated() -> None:
+    scores = np.array([1.0, 3.3, 4.0, 5.0, 20.0])
+    above = make_above(CameraConfig())(scores)  # in standard deviations
+    assert above[0] < above[1] == 0 < above[2] < above[3] < 2
+    assert above[4] > 5
+    lower = make_above(CameraConfig(unet=UnetConfig(min_score=1.0)))(scores)
+    np.testing.assert_allclose(lower - above, -above[0])
+    assert make_above(CameraConfig(selector="gaussian"))(scores)[3] == 0
+    assert (excess(make_above(CameraConfig(selector="nsigma"))(scores), 1.0) == 0).all()
+
+
 def line_of(n: int, mean: float, rng: np.random.Generator) -> np.ndarray:
     """Light of 5.9 keV: electrons with exponential gain, read-out noise, and a few clusters that lost some."""
     light = mean / 5900 * np.array([rng.exponential(46.2, k).sum() for k in rng.poisson(127.7, n)])
@@ -212,10 +257,11 @@ def truth_and_reco() -> tuple[ak.Array, ak.Array]:
     reco = ak.Array(
         [
             {"run": 1, "event": 0, "t_DBSCAN": 0.1, "lp_len": 4.0, "sc_size": [3, 1], "sc_score": [7.0, 2.0],
-             "sc_integral": [110.0, 5.0], "redpix_ix": [10, 11, 13, 70], "redpix_iy": [5, 5, 5, 70],
+             "sc_integral": [110.0, 5.0], "sc_corrintegral": [95.0, 5.0],
+             "redpix_ix": [10, 11, 13, 70], "redpix_iy": [5, 5, 5, 70],
              "redpix_hit": [1, 1, 1, 0]},
             {"run": 1, "event": 1, "t_DBSCAN": 0.3, "lp_len": 2.0, "sc_size": [1], "sc_score": [9.0],
-             "sc_integral": [8.0], "redpix_ix": [0], "redpix_iy": [0], "redpix_hit": [1]},
+             "sc_integral": [8.0], "sc_corrintegral": [8.0], "redpix_ix": [0], "redpix_iy": [0], "redpix_hit": [1]},
         ]
     )  # fmt: skip
     return truth, reco
@@ -235,6 +281,7 @@ def test_metrics_by_hand() -> None:
     assert row["found"].value == 0.5
     assert row["f1"].value == pytest.approx(2 * 2 / (3 + 3 + 1))  # 2 pixels right of 3 chosen, 4 lit
     assert row["recall"].value == pytest.approx(2 / 4)
+    assert (one.tracks.integral.tolist(), one.tracks.corrected.tolist()) == ([110.0, 0.0], [95.0, 0.0])
     assert summarise(one, 8.0)["energies"]["1"]["found"].value == 0
     assert summarise(one, 8.0)["energies"]["1"]["recall"].value == 0
     gain = found_more(one, 2.0, one, 8.0)["1"]  # of two tracks the one that the higher cut loses

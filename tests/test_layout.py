@@ -15,7 +15,7 @@ FIT = {"generator", "expected", "parameters", "fits", "combination", "hypotheses
 """Of the vertex system: the refinement, and what it fits with."""
 STAGES = {  # per system
     "vertex": {"finder", "tracks", "decomposer", *FIT},
-    "camera": {"pedestal", "select", "unet", "anomaly", "cluster", "calibrate", "embed", "observer"},
+    "camera": {"pedestal", "select", "unet", "anomaly", "cluster", "calibrate", "embed", "observer", "threshold"},
     "infill": set(),
 }
 LIGHT = {"gaps", "channels", "checks", "config"}  # of the infill: they know neither torch nor models

@@ -27,8 +27,9 @@ from sparsereco.camera.cluster import Clusters, features, find_clusters, pixels_
 from sparsereco.camera.config import CameraConfig
 from sparsereco.camera.pedestal import Pedestal, check_frame, read_vignetting
 from sparsereco.camera.regions import find_regions
-from sparsereco.camera.select import Selection, make_select, weights_of
+from sparsereco.camera.select import Selection, make_above, make_select, weights_of
 from sparsereco.camera.significance import BIN
+from sparsereco.camera.threshold import FILTER, NETWORK, excess
 from sparsereco.frames import Frame
 from sparsereco.schema import FRAMES, ROIS
 
@@ -52,6 +53,7 @@ class CameraChain:
         mean, sigma, hot = (torch.from_numpy(np.ascontiguousarray(image)) for image in (*maps, pedestal.hot))
         self._offset = float(np.median(pedestal.mean[::8, ::8]))
         self._select = make_select(self.config, mean, sigma, hot, device)
+        self._above = make_above(self.config)
         path = self.config.vignetting
         self._light = None if path is None else read_vignetting(path, pedestal.mean.shape)
 
@@ -118,8 +120,12 @@ class CameraChain:
         owner = np.repeat(label, BIN**2)
         y, x = pixel.T
         value = chosen.residual[y, x].astype(float)
-        light = value if self._light is None else value / self._light[y, x]
-        integral = np.bincount(owner, light, len(clusters))
+        factor = np.ones(len(value)) if self._light is None else 1 / self._light[y, x]
+        light = value * factor
+        integral, factors, pixels = (np.bincount(owner, each, len(clusters)) for each in (light, factor, None))
+        noise = 1.4826 * np.median(np.abs(chosen.residual[::8, ::8]))  # of a Gaussian, by its median absolute deviation
+        spread = noise * (NETWORK if self.config.selector == "unet" else FILTER)
+        corrected = integral - excess(self._above(clusters.score), spread) * factors / pixels
         kept = np.argsort(-integral, kind="stable")
         if self.config.selector == "nsigma":
             kept = kept[clusters.score[kept] >= self.config.nsigma.min_score]
@@ -137,8 +143,8 @@ class CameraChain:
             "sc_size": size,
             "sc_nhits": np.array([hits[r].sum() for r in rows]),
             "sc_integral": integral[kept],
-            "sc_corrintegral": integral[kept],
-            "sc_energy": integral[kept] * self.config.kev_per_count,
+            "sc_corrintegral": corrected[kept],
+            "sc_energy": corrected[kept] * self.config.kev_per_count,
             "sc_redpixIdx": begin,
             "sc_redpix_begin": begin,
             "sc_score": clusters.score[kept],

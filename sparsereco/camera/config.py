@@ -53,8 +53,8 @@ class UnetConfig:
     """Checkpoint (.safetensors); null: the shipped one."""
     probability: float = 0.5
     """Pixels with a smaller output are not of a cluster (0 to 1)."""
-    min_score: float = 2.5
-    """Clusters whose largest logit is below are dropped; this value leaves one fake in ten frames."""
+    min_score: float = 3.3
+    """Clusters with a smaller logarithm of their summed odds are dropped; this value leaves one fake in ten frames."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1:

@@ -29,7 +29,8 @@ class Tracks:
     light: Floats  # (T,) true light [counts]
     depth: Floats  # (T,) distance to the GEM [mm]
     score: Floats  # (T,) best score of a cluster that found it, -inf where none did
-    integral: Floats  # (T,) light of that cluster [counts], 0 where none did
+    integral: Floats  # (T,) sc_integral of that cluster [counts], 0 where none did
+    corrected: Floats  # (T,) its sc_corrintegral [counts]
     lit: NDArray[np.int64]  # (T,) true pixels
     hits: NDArray[np.int64]  # (T,) pixels that the selector chose in that cluster
     shared: NDArray[np.int64]  # (T,) pixels that are both
@@ -71,7 +72,7 @@ def compare(reco: ak.Array, truth: ak.Array) -> Comparison:
         )
     parts = [_compare_frame(one, true) for one, true in zip(reco, truth, strict=True)]
     columns = [np.concatenate([np.zeros(0), *column]) for column in zip(*(part[0] for part in parts), strict=True)]
-    tracks = Tracks(*columns[:5], *(column.astype(np.int64) for column in columns[5:]))
+    tracks = Tracks(*columns[:6], *(column.astype(np.int64) for column in columns[6:]))
     stages = [name for name in ak.fields(reco) if name.startswith("t_")]
     return Comparison(
         tracks,
@@ -105,13 +106,17 @@ def _compare_frame(reco: ak.Record, truth: ak.Record) -> tuple[list[Floats], Flo
     best = scores.argmax(1)
     some = found.any(1)
     hits = np.bincount(owner, hit, shape[1])
-    integral = np.append(np.asarray(reco.sc_integral, float), 0.0)
+    integral, corrected = (
+        np.where(some, np.append(np.asarray(reco[f"sc_{name}"], float), 0.0)[best], 0.0)
+        for name in ("integral", "corrintegral")
+    )
     return [
         np.asarray(truth.energy, float),
         np.asarray(truth.light, float),
         np.asarray(truth.z_vertex, float),
         scores.max(1),
-        np.where(some, integral[best], 0.0),
+        integral,
+        corrected,
         lit,
         np.where(some, hits[best], 0),
         np.where(some, common[np.arange(n), best], 0),
@@ -142,7 +147,8 @@ def summarise(comparison: Comparison, threshold: float) -> dict:
         threshold: on the score; clusters above count.
 
     Returns:
-        The rate of fakes, times, points, and by energy: efficiency, bias of the light, F1 and recall of the pixels.
+        The rate of fakes, times, points, and by energy: efficiency, bias of the light with its correction for the
+        threshold and without, F1 and recall of the pixels.
     """
     tracks = comparison.tracks
     fakes = int((comparison.fakes > threshold).sum())
@@ -153,8 +159,9 @@ def summarise(comparison: Comparison, threshold: float) -> dict:
         found = mine & (tracks.score > threshold)
         energies[f"{energy:g}"] = {
             "found": fraction(tracks.score[mine] > threshold),
-            "bias": ratio_of_means(tracks.integral[found], tracks.light[found]),
-            "median_light": median(tracks.integral[found]),
+            "bias": ratio_of_means(tracks.corrected[found], tracks.light[found]),
+            "bias_of_integral": ratio_of_means(tracks.integral[found], tracks.light[found]),
+            "median_light": median(tracks.corrected[found]),
             "f1": f1_score(tracks, mine, found),
             "recall": pixel_recall(tracks, mine, found),
         }

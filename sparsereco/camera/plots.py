@@ -67,13 +67,13 @@ def by_energy(ax: Axes, summaries: Mapping[str, dict], quantity: str, label: str
 def light(ax: Axes, comparison: Comparison, threshold: float) -> None:
     """Measured against true light of the tracks that were found."""
     found = comparison.tracks.score > threshold
-    true, reco = comparison.tracks.light[found], comparison.tracks.integral[found]
+    true, reco = comparison.tracks.light[found], comparison.tracks.corrected[found]
     points = ax.scatter(true, reco, s=5, c=comparison.tracks.depth[found], cmap="viridis", lw=0)
     points.set_rasterized(True)
     ax.figure.colorbar(points, ax=ax, label="distance to the GEM [mm]")
     top = 1.05 * max([1.0, *true])
     ax.plot([0, top], [0, top], color=GREY, lw=0.8, ls="--")
-    ax.set(xlabel="true light [counts]", ylabel="integral of the cluster [counts]", xlim=(0, top), ylim=(0, None))
+    ax.set(xlabel="true light [counts]", ylabel="light of the cluster [counts]", xlim=(0, top), ylim=(0, None))
 
 
 def times(ax: Axes, summaries: Mapping[str, dict]) -> None:

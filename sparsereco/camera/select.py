@@ -1,8 +1,8 @@
 """Pixel selection: from a frame to the points that are clustered. One interface, four selectors.
 
 `nsigma` is the classical chain, `gaussian` a matched filter, `unet` the network, `anomaly` what an autoencoder of noise
-cannot explain. All but the first choose in two steps: a region may be faint at its edge, but somewhere in it must be a
-macro-pixel that no noise explains.
+cannot explain. All but the first choose in two steps: a region may be faint at its edge, but no noise must explain it,
+for the network by all of it together, for the filters by its best macro-pixel.
 """
 
 from __future__ import annotations
@@ -98,6 +98,55 @@ def weights_of(settings: CameraConfig) -> Path | None:
     return None
 
 
+def make_above(settings: CameraConfig) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """How far scores are above the threshold of the selector that the settings name.
+
+    Args:
+        settings: of the chain.
+
+    Returns:
+        A function of (C,) scores; its (C,) values are in standard deviations of a matched filter. The score of the
+        network is translated to the significance of a spot that gets it where there is no noise. Infinite for
+        `nsigma`, whose score is none of this kind.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+    """
+    if settings.selector == "nsigma":
+        return lambda score: np.full(len(score), np.inf)
+    if settings.selector == "unet":
+        path = weights_of(settings)
+        assert path is not None
+        known, significance = spot_scores(checkpoint.load(path, Selector, SelectorConfig), settings.unet.probability)
+        if not len(known):  # weights that see none of them
+            return lambda score: np.full(len(score), np.inf)
+        least = np.interp(settings.unet.min_score, known, significance)
+        return lambda score: np.interp(score, known, significance) - least
+    threshold = (settings.gaussian if settings.selector == "gaussian" else settings.anomaly).min_score
+    return lambda score: score - threshold
+
+
+def spot_scores(model: Selector, probability: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores that a network gives to spots of the usual width without noise.
+
+    Args:
+        model: the network.
+        probability: a pixel is chosen above.
+
+    Returns:
+        (K,) scores, which never fall, and (K,) significances up to 20 of the spots that have chosen pixels.
+    """
+    significance = torch.arange(1.0, 20.0, 0.25)
+    line = torch.exp(-0.5 * ((torch.arange(48) - 24) * BIN / GaussianConfig.sigma) ** 2)
+    spot = torch.outer(line, line)
+    with torch.inference_mode():
+        logits = model(significance[:, None, None] * spot / spot.norm())
+    chosen = (logits > _logit(probability)).any(1)
+    scores = logits.mean(1).where(chosen, torch.tensor(-torch.inf)).flatten(1).logsumexp(1).double().numpy()
+    seen = np.isfinite(scores)
+    return np.maximum.accumulate(scores[seen]), significance.double().numpy()[seen]
+
+
 def select_nsigma(image: Tensor, normaliser: Normaliser, cut: Tensor, settings: NsigmaConfig) -> Selection:
     """The classical chain: zero suppression, median filter, mean of 4 x 4, noise reductor.
 
@@ -175,11 +224,10 @@ def _select_response(
 ) -> Selection:
     """Pixels where the response (h, w) of macro-pixels, interpolated, is above a threshold."""
     fine = F.interpolate(response[None, None], scale_factor=BIN, mode="bilinear", align_corners=False)[0, 0]
-    chosen = fine > settings.threshold
-    points, hits = _seeded(F.pixel_unshuffle(chosen[None, None].float(), BIN)[0] > 0, response, settings.min_score)
+    points, hits, region = _connected(F.pixel_unshuffle((fine > settings.threshold)[None, None].float(), BIN)[0] > 0)
     score = response.cpu().numpy()[tuple(points.T)].astype(float)
-    clock("t_zerosup")
-    return Selection(points, np.ones(len(points)), score, hits, seen.residual.cpu().numpy(), seconds=clock.seconds)
+    kept = _pooled(np.maximum, score, region) > settings.min_score
+    return _selection(points[kept], hits[kept], score[kept], seen, clock)
 
 
 def select_unet(
@@ -192,35 +240,57 @@ def select_unet(
         normaliser: knows the pedestal.
         model: the network.
         probability: a pixel is chosen above.
-        min_score: a region needs a macro-pixel whose mean logit is above.
+        min_score: a region needs summed odds whose logarithm is above; this is the score of all its points.
     """
     clock = Stopwatch()
     seen = normaliser(image)
     clock("t_pedsub")
     with torch.inference_mode():
         logits = model(seen.macro[None])[0]
-    score = logits.mean(0)
-    points, hits = _seeded(logits > float(np.log(probability / (1 - probability))), score, min_score)
+    points, hits, region = _connected(logits > _logit(probability))
+    logit = logits.mean(0).cpu().numpy()[tuple(points.T)].astype(float)
+    score = _pooled(np.logaddexp, logit, region)
+    kept = score > min_score
+    return _selection(points[kept], hits[kept], score[kept], seen, clock)
+
+
+def _selection(
+    points: NDArray[np.int64],
+    hits: NDArray[np.bool_],
+    score: NDArray[np.float64],
+    seen: Significance,
+    clock: Stopwatch,
+) -> Selection:
+    """Points that all weigh the same."""
+    residual = seen.residual.cpu().numpy()
     clock("t_zerosup")
-    values = score.cpu().numpy()[tuple(points.T)].astype(float)
-    return Selection(points, np.ones(len(points)), values, hits, seen.residual.cpu().numpy(), seconds=clock.seconds)
+    return Selection(points, np.ones(len(points)), score, hits, residual, seconds=clock.seconds)
 
 
-def _seeded(chosen: Tensor, score: Tensor, seed: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Points and hits of connected regions whose best score is above a seed.
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+def _connected(chosen: Tensor) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Macro-pixels with chosen pixels, and the connected regions that they make.
 
     Args:
         chosen: (16, h, w) bool, the pixels of each macro-pixel.
-        score: (h, w).
-        seed: what the best of a region must exceed.
+
+    Returns:
+        (N, 2) points, (N, 16) their chosen pixels, and (N,) the region of each, from 0.
     """
-    pixels, best = chosen.permute(1, 2, 0).cpu().numpy(), score.cpu().numpy()
-    region, n = label(pixels.any(2), np.ones((3, 3)))
-    good = np.zeros(n + 1, bool)
-    good[region[best > seed]] = True
-    good[0] = False
-    points = np.argwhere(good[region])
-    return points, pixels[tuple(points.T)]
+    pixels = chosen.permute(1, 2, 0).cpu().numpy()
+    region, _ = label(pixels.any(2), np.ones((3, 3)))
+    points = np.argwhere(region)
+    return points, pixels[tuple(points.T)], region[tuple(points.T)] - 1
+
+
+def _pooled(pool: np.ufunc, score: NDArray[np.float64], region: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) the scores of all points of a region together, for each of its points."""
+    total = np.full(region.max(initial=-1) + 1, -np.inf)
+    pool.at(total, region, score)
+    return total[region]
 
 
 def _pixels_of(chosen: NDArray[np.bool_], points: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -12,8 +12,8 @@ from sparsereco.schema import FRAMES
 TEXT = """\
 The energy scale of a camera from the peak of a line, 5.9 keV of 55Fe unless told otherwise.
 
-Reads a tree `Events` as tools/reco.py camera writes it, fits the highest peak of sc_integral, also in bins of the light
-per pixel or of another feature, and prints the scale for --kev_per_count of tools/reco.py. Writes report.json,
+Reads a tree `Events` as tools/reco.py camera writes it, fits the highest peak of sc_corrintegral, also in bins of the
+light per pixel or of another feature, and prints the scale for --kev_per_count of tools/reco.py. Writes report.json,
 report.html and figures/.
 
 example:
@@ -56,7 +56,7 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
 
     reports.check_output(args)
     events = read(args.reco, FRAMES)
-    integral = ak.flatten(events.sc_integral).to_numpy().astype(float)
+    integral = ak.flatten(events.sc_corrintegral).to_numpy().astype(float)
     if args.against == "density":
         variable, label = integral / np.maximum(ak.flatten(events.sc_nhits).to_numpy(), 1), "light per hit [counts]"
     else:

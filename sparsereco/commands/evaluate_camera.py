@@ -180,8 +180,9 @@ def sections(rows: tuple[tuple[str, ...], ...], regions: bool, limits: bool) -> 
         ),
         Section(
             "Light and pixels",
-            "Of the tracks found at the cut. Bias: sum of the integrals over the sum of the true light, minus 1. F1: "
-            "of the pixels that the selector chose, against those with at least half a count of expected light.",
+            "Of the tracks found at the cut. Bias: sum of sc_corrintegral over the sum of the true light, minus 1; "
+            "what the threshold of the selector adds is taken off there, what a harder cut adds is not. F1: of the "
+            "pixels that the selector chose, against those with at least half a count of expected light.",
             figure="light",
         ),
         Section("Time", "Per frame and stage, reading left out.", figure="times"),
@@ -210,6 +211,7 @@ def headline_rows(summaries: dict) -> tuple[tuple[str, str, str], ...]:
             for text, e, unit in (
                 ("found", percent(row["found"]), "%"),
                 ("bias of the light", percent(row["bias"]), "%"),
+                ("bias of sc_integral", percent(row["bias_of_integral"]), "%"),
                 ("F1 of the pixels", row["f1"], ""),
                 ("recall of the pixels", percent(row["recall"]), "%"),
             ):
