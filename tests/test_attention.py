@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsereco.nn.attention import DecoderBlock, EncoderBlock, Ragged
+from sparsereco.nn.attention import DecoderBlock, EncoderBlock, FeedForward, Ragged
 
 WIDTH, HEADS = 12, 3
 COUNTS = [4, 1, 7, 2]
@@ -127,3 +127,14 @@ def test_gradients_reach_every_parameter() -> None:
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("shape", [(9, WIDTH), (2, 5, WIDTH)])
+def test_without_gradients_a_perceptron_gives_the_same_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(5)
+    feed, x = FeedForward(WIDTH), torch.randn(shape)
+    before = x.clone()
+    expected = feed(x)
+    with torch.inference_mode():
+        assert torch.equal(feed(x), expected.detach())
+    assert torch.equal(x, before)

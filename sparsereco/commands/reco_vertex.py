@@ -52,7 +52,7 @@ def parser() -> jsonargparse.ArgumentParser:
     """Options of `reco.py vertex`, those of the chain among them."""
     from sparsereco.vertex.config import VertexConfig
 
-    parser = common.reco_parser(TEXT, "events", "3 MB")
+    parser = common.reco_parser(TEXT, "events", "1 MB")
     scaled.add_options(parser, "events", UNIT_SIZE)
     parser.add_class_arguments(VertexConfig, nested_key=None, skip={"refine"})
     parser.add_argument(

@@ -49,6 +49,13 @@ class FeedForward(nn.Sequential):
     def __init__(self, width: int) -> None:
         super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) tokens to the same; without gradients, the widest tensor of a block is there once, not twice."""
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        norm, rise, _, fall = self
+        return fall(torch.ops.aten.gelu_(rise(norm(x))))
+
 
 class EncoderBlock(nn.Module):
     """Self-attention among the tokens of each event, then a perceptron; both pre-normalised residuals."""
