@@ -86,7 +86,7 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
     """
     info = metadata(path)
     if info["class"] != model_class.__name__:
-        raise CheckpointError(f"checkpoint {path} holds a {info['class']}, expected a {model_class.__name__}")
+        raise CheckpointError(f"checkpoint {path} is of {info['class']}, expected one of {model_class.__name__}")
     names = {field.name for field in dataclasses.fields(settings_class)}
     if set(info["config"]) != names:
         odd = sorted(set(info["config"]) ^ names)

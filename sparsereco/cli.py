@@ -143,11 +143,21 @@ class ConfigFile(ActionConfigFile):
     """A YAML file of settings, as the action of an option."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        """Reads the file; whatever in it is no setting is told by its key, the file, and the nearest setting."""
+        """Reads the file; what in it is wrong is told by the file, the key, and the value or the nearest setting."""
         if Path(values).is_file():
             with suppress(yaml.YAMLError, UnicodeDecodeError):  # jsonargparse tells where the YAML is wrong
-                check_keys(parser, yaml.safe_load(Path(values).read_text()), values)
-        super().__call__(parser, cfg, values, option_string)
+                settings = yaml.safe_load(Path(values).read_text())
+                if not isinstance(settings, dict):
+                    got = "nothing" if settings is None else f"a {type(settings).__name__}"
+                    raise InputError(f"{values}: expected settings as 'name: value', got {got}", file=values)
+                check_keys(parser, settings, values)
+                for name in (action.dest for action in parser._actions if isinstance(action, jsonargparse.ActionYesNo)):
+                    if not isinstance(settings.get(name, True), bool):  # jsonargparse would not say which setting
+                        raise InputError(f"{values}: {name}: expected true or false, got {settings[name]!r}")
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise InputError(f"{values}: {error}", file=values) from error
 
 
 def check_keys(parser: jsonargparse.ArgumentParser, values: Any, file: str) -> None:

@@ -110,12 +110,14 @@ def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = 
     try:
         import dask
         import distributed
+        from distributed.comm.addressing import get_address_host_port
     except ImportError as error:
         raise InputError("--workers and --scheduler need dask: pip install 'sparsereco[scale]'") from error
     # What Dask says of lost workers and failed units is told by `run_units`, in one line each.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler is not None:
         try:
+            get_address_host_port(scheduler)  # a Client of what is no address fails again at its end
             client = distributed.Client(scheduler, timeout=CONNECT, set_as_default=False)
         except Exception as error:  # of as many kinds as there are wrong addresses
             reason = (str(error).splitlines() or [type(error).__name__])[0]

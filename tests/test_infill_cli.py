@@ -217,6 +217,10 @@ def test_check_prints_the_gaps(run: Run, capsys: pytest.CaptureFixture[str]) -> 
             ["infill", "-o", "a.root", "-n", 2, "--seed", 1, "--detector", "gap10", "--segments", "no.h5"],
             "no such file",
         ),
+        (
+            ["infill", "-o", "a.root", "-n", 2, "--seed", 1, "--detector", "gap10", "--bank", __file__],
+            "is no bank of tracks in liquid argon; make one with tools/simulate.py lar-bank",
+        ),
         (["lar-bank", "-o", "bank.root", "-n", 2, "--seed", 1], "expected a name that ends in .npz"),
     ],
 )

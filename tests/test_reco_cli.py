@@ -102,9 +102,12 @@ def test_provenance_says_how_to_make_it_again(reco: Reco, write_hits: WriteHits)
     assert record["units"]["part_ke"] == "MeV"
 
 
-def test_no_events_give_a_valid_empty_output(reco: Reco, write_hits: WriteHits) -> None:
+def test_no_events_give_a_valid_empty_output(
+    reco: Reco, write_hits: WriteHits, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_hits("a.root", some_hits(0))
     assert reco(path, "-o", "out.root") == cli.DONE
+    assert "light yield" not in capsys.readouterr().err
     assert len(read("out.root", RECO)) == 0
     with uproot.open("out.root") as file:
         assert json.loads(str(file["provenance"]))["inputs"][0]["entry_stop"] == 0

@@ -191,6 +191,18 @@ def test_a_scheduler_that_is_not_there(address: str, monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "host:port", ""])
+def test_no_client_is_made_of_what_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("distributed.Client", lambda *args, **options: made.append(args))
+    with (
+        pytest.raises(InputError, match=f"--scheduler {address} cannot be reached: .*like tcp"),
+        workers(None, address),
+    ):
+        pass
+    assert not made
+
+
 @pytest.fixture
 def reco(
     client: Any, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import awkward as ak
+import numpy as np
 import pytest
 import torch
 from tool_loader import load_tool
@@ -103,7 +104,9 @@ WRONG = [
     (["--response", "broken.yaml"], "broken.yaml"),
     (["--preset", "conf3"], "conf3"),
     (["--bank", "missing.npz"], "bank missing.npz cannot be read: .*No such file"),
-    (["--bank", "key.yaml"], "bank key.yaml cannot be read"),
+    (["--bank", "key.yaml"], "key.yaml is no bank of vertex tracks; make one with tools/simulate.py bank$"),
+    (["--bank", "one.npy"], "one.npy is no bank of vertex tracks"),
+    (["--bank", "other.npz"], "other.npz is no bank of vertex tracks"),
     (["-n", "0"], "-n: expected a positive number, got 0"),
     (["-n", "some"], "some"),
     (["--sed", "1"], "sed"),
@@ -118,6 +121,8 @@ def test_wrong_usage_is_one_line_and_no_file(
     Path("value.yaml").write_text("response: {crosstalk: 0.5}\n")
     Path("list.yaml").write_text("- 1\n- 2\n")
     Path("broken.yaml").write_text("response: {crosstalk\n")
+    np.save("one.npy", np.zeros(3))
+    np.savez("other.npz", position=np.zeros((3, 3)))
     assert simulate("vertex", "-o", "a.root", "-n", 2, "--seed", 1, *options) == cli.WRONG_INPUT
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

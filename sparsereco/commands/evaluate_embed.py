@@ -41,7 +41,7 @@ def parser() -> jsonargparse.ArgumentParser:
     add = parser.add_argument
     add("reco", metavar="RECO", help="reconstruction with the tree `roi`")
     add("frames", metavar="FRAMES", help="ROOT file with the frames and the tree `event_info`")
-    add("--pedestal", type=str, required=True, metavar="FILE", help="pedmap file")
+    add("--pedestal", type=str | None, metavar="FILE", help="pedmap file; needed")
     add("--weights", type=str | None, metavar="FILE", help="checkpoint (.safetensors) instead of the shipped one")
     return parser
 
@@ -49,6 +49,8 @@ def parser() -> jsonargparse.ArgumentParser:
 def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Compares, prints and writes."""
     cli.set_up_logging(args.quiet, args.verbose)
+    if args.pedestal is None:
+        raise InputError("no pedestal given: expected --pedestal FILE, a pedmap file")
 
     import numpy as np
     import torch

@@ -170,7 +170,7 @@ def reconstruct(
     return (
         f"{args.output}: {tally.events:,} events, {tally.found['vertices']:,} vertices in {seconds:.1f} s on {device} "
         f"({tally.events / seconds:,.0f} events/s), {len(skipped)} skipped"
-        + (f"\n{told(light)}" if light else "")
+        + (f"\n{told(light)}" if light and tally.events else "")
         + (f"\n{more:,} vertices got a hadron more by their fits, {fewer:,} one fewer" if more or fewer else "")
         + (f"\n{dropped:,} starts of fits were dropped, not finite" if dropped else "")
     )

@@ -41,6 +41,8 @@ A bank of tracks in liquid argon from Geant4: muons, pions, protons, electrons, 
 
 example:
   tools/simulate.py lar-bank -o banks/lar.npz -n 16000 --seed 1
+
+exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted
 """
 
 CHUNK = 100

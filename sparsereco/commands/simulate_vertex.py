@@ -38,6 +38,8 @@ A bank of 200,000 tracks takes some minutes and 0.5 GB; the same seed gives the 
 
 example:
   tools/simulate.py bank -o banks/vertex.npz -n 200000 --seed 1
+
+exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted
 """
 
 CHUNK = 500

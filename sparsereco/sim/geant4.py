@@ -107,7 +107,7 @@ class Bank:
         Raises:
             InputError: No such file, or not one that `save` wrote.
         """
-        return load_arrays(path, cls)
+        return load_arrays(path, cls, "bank of vertex tracks", "tools/simulate.py bank")
 
 
 def save_arrays(path: str | Path, bank: Any) -> None:
@@ -119,8 +119,14 @@ def save_arrays(path: str | Path, bank: Any) -> None:
     part.replace(path)
 
 
-def load_arrays(path: str | Path, kind: type[Arrays]) -> Arrays:
+def load_arrays(path: str | Path, kind: type[Arrays], what: str, make: str) -> Arrays:
     """Reads what `save_arrays` wrote.
+
+    Args:
+        path: the file.
+        kind: the dataclass.
+        what: it is, for errors.
+        make: the command that makes one, likewise.
 
     Raises:
         InputError: No such file, or not one of this kind.
@@ -128,8 +134,10 @@ def load_arrays(path: str | Path, kind: type[Arrays]) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return kind(**{f.name: arrays[f.name] for f in fields(kind)})  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise InputError(f"bank {path} cannot be read: {error}", file=str(path)) from error
+    except OSError as error:
+        raise InputError(f"bank {path} cannot be read: {error.strerror or error}", file=str(path)) from error
+    except (ValueError, KeyError, TypeError, BadZipFile) as error:  # numpy takes other files for pickles, or one array
+        raise InputError(f"{path} is no {what}; make one with {make}", file=str(path)) from error
 
 
 def make_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda done: None) -> Bank:

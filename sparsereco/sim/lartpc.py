@@ -64,7 +64,7 @@ class SegmentBank:
         Raises:
             InputError: No such file, or not one that `save` wrote.
         """
-        return load_arrays(path, cls)
+        return load_arrays(path, cls, "bank of tracks in liquid argon", "tools/simulate.py lar-bank")
 
 
 def make_segment_bank(n: int, seed: int, on_progress: Callable[[int], None] = lambda done: None) -> SegmentBank:
