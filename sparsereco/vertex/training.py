@@ -34,9 +34,9 @@ class EventStream:
     """Share of batches with the superfgd response; the others are ideal."""
     light_spread: float = 0.04
     """Relative spread of the light yield from event to event."""
-    crosstalk_loss: tuple[float, ...] = (1.0, 1.14)
+    crosstalk_loss: tuple[float, ...] = (1.0, 1.15, 1.15, 1.15)
     """One of these is a further factor where there is crosstalk: a light yield may be the nominal one before that loss,
-    or after it by what leaving tracks show, as `tools/reco.py` sets it."""
+    or, as mostly, after it by what leaving tracks show, as `tools/reco.py` sets it."""
     detector: Detector = field(default_factory=Detector)
 
 
