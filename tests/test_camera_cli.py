@@ -291,10 +291,6 @@ def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pyt
     assert tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--limit", 5) == cli.WRONG_INPUT
     assert "does not say which chamber and camera it is of" in capsys.readouterr().err
 
-    assert tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--fakes", -1) == cli.WRONG_INPUT
-    assert "--fakes: expected a number from 0, or null, got -1" in capsys.readouterr().err
-    assert tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--limit", -1) == cli.WRONG_INPUT
-
     assert tool("evaluate", "embed", "reco.root", run, "-o", "classes") == cli.WRONG_INPUT
     assert "expected --pedestal FILE" in capsys.readouterr().err
     assert tool("evaluate", "embed", "reco.root", run, "--pedestal", pedestal, "-o", "classes") == cli.DONE
