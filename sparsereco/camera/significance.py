@@ -105,7 +105,8 @@ def _smooth_lines(x: Tensor, sigma: float) -> Tensor:
 @cache
 def _band(half: int, sigma: float) -> Tensor:
     """(PIECE + 2 half, PIECE) matrix that convolves with a Gaussian of unit norm."""
-    distance = torch.arange(PIECE + 2 * half)[:, None] - half - torch.arange(PIECE)
-    band = torch.exp(-0.5 * (distance / sigma) ** 2)
-    band[distance.abs() > half] = 0.0
-    return band / band[:, 0].square().sum().sqrt()
+    with torch.inference_mode(False):  # it is kept, for training too
+        distance = torch.arange(PIECE + 2 * half)[:, None] - half - torch.arange(PIECE)
+        band = torch.exp(-0.5 * (distance / sigma) ** 2)
+        band[distance.abs() > half] = 0.0
+        return band / band[:, 0].square().sum().sqrt()
