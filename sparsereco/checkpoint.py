@@ -86,7 +86,8 @@ def load(path: str | Path, model_class: type[Model], settings_class: type[Any]) 
     """
     info = metadata(path)
     if info["class"] != model_class.__name__:
-        raise CheckpointError(f"checkpoint {path} is of {info['class']}, expected one of {model_class.__name__}")
+        found, expected = info["class"], model_class.__name__
+        raise CheckpointError(f"checkpoint {path} holds weights of {found}, expected those of {expected}")
     names = {field.name for field in dataclasses.fields(settings_class)}
     if set(info["config"]) != names:
         odd = sorted(set(info["config"]) ^ names)

@@ -171,7 +171,7 @@ def test_a_frame_of_another_camera_is_refused() -> None:
 
 def test_weights_of_another_network_are_refused() -> None:
     weights = str(Path(__file__).parents[1] / "sparsereco" / "weights" / "finder.safetensors")
-    with pytest.raises(CheckpointError, match="holds a Finder, expected a Selector"):
+    with pytest.raises(CheckpointError, match="holds weights of Finder, expected those of Selector"):
         chain("unet", unet=UnetConfig(weights=weights))
 
 

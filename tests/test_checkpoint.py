@@ -112,7 +112,7 @@ def test_shipped_weights_are_whole(path: Path) -> None:
 
 
 def test_another_class(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"net\.safetensors is of Net, expected one of Other"):
+    with pytest.raises(CheckpointError, match=r"net\.safetensors holds weights of Net, expected those of Other"):
         load(saved, Other, Settings)
 
 
