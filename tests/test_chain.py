@@ -310,7 +310,7 @@ def test_lists_of_unequal_length_are_refused(random_config: VertexConfig) -> Non
 @pytest.mark.parametrize("wrong", ["finder", "decomposer"])
 def test_weights_of_the_other_stage_are_refused(random_config: VertexConfig, wrong: str) -> None:
     other = {"finder": random_config.decomposer_weights, "decomposer": random_config.finder_weights}[wrong]
-    with pytest.raises(CheckpointError, match=f"expected a {wrong.capitalize()}"):
+    with pytest.raises(CheckpointError, match=f"expected those of {wrong.capitalize()}"):
         VertexChain(replace(random_config, **{f"{wrong}_weights": other}))
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist"):
         VertexChain(replace(random_config, **{f"{wrong}_weights": "nowhere.safetensors"}))
@@ -404,7 +404,7 @@ def test_refined_events_do_not_depend_on_their_batch(chain: VertexChain, events:
 
 def test_the_refinement_wants_a_generator(random_config: VertexConfig) -> None:
     wrong = replace(random_config, refine=True, generator_weights=random_config.finder_weights)
-    with pytest.raises(CheckpointError, match="expected a Generator"):
+    with pytest.raises(CheckpointError, match="expected those of Generator"):
         VertexChain(wrong)
     assert VertexChain(replace(wrong, refine=False)).refiner is None
     right = VertexChain(replace(random_config, refine=True))

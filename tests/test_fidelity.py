@@ -139,7 +139,7 @@ def test_report_of_the_shipped_weights(
     [
         (["--bank", "none.npz"], "there is no bank none.npz"),
         (["-n", "3"], "--number: expected at least 100, got 3"),
-        (["--weights", str(ROOT / "sparsereco" / "weights" / "finder.safetensors")], "expected a Generator"),
+        (["--weights", str(ROOT / "sparsereco" / "weights" / "finder.safetensors")], "expected those of Generator"),
     ],
 )
 def test_bad_input_is_named(

@@ -170,5 +170,5 @@ def test_checkpoints_of_other_settings_are_refused(trained: Generator, tmp_path:
     other = Generator(replace(GeneratorConfig(), width=8))
     checkpoint.save(tmp_path / "other.safetensors", other)
     assert checkpoint.load(tmp_path / "other.safetensors", Generator, GeneratorConfig).settings.width == 8
-    with pytest.raises(checkpoint.CheckpointError, match="expected a Decomposer"):
+    with pytest.raises(checkpoint.CheckpointError, match="expected those of Decomposer"):
         checkpoint.load(WEIGHTS, Decomposer, DecomposerConfig)

@@ -118,7 +118,7 @@ def test_a_bank_comes_back_from_disk(bank: Bank, tmp_path: Path) -> None:
 def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", position=np.zeros(3))
     (tmp_path / "text.npz").write_text("not a bank")
-    for name, message in (("missing.npz", "No such file"), ("other.npz", "energy"), ("text.npz", "cannot be read")):
+    for name, message in (("missing.npz", "No such file"), ("other.npz", "is no bank"), ("text.npz", "is no bank")):
         with pytest.raises(InputError, match=f"{name}.*{message}"):
             Bank.load(tmp_path / name)
 
