@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WriteHits = Callable[..., Path]
 Reco = Callable[..., int]
+RunTool = Callable[..., int]
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,6 +120,17 @@ class AveragingChain:
 
     def provenance(self) -> dict[str, Any]:
         return {"finder": {"sha256": "00ff"}}
+
+
+@pytest.fixture
+def run_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunTool:
+    """Runs a tool in the temporary folder and gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *argv: object) -> int:
+        return cli.main(load_tool(name).run, [str(word) for word in argv])
+
+    return run
 
 
 @pytest.fixture(scope="module")

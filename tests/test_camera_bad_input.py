@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from camera_sample import noise, pedestal
-from tool_loader import load_tool
+from conftest import RunTool
 
 from sparsereco import cli
 from sparsereco.camera.config import (
@@ -27,19 +26,6 @@ from sparsereco.commands import simulate_camera
 from sparsereco.frames import histogram
 from sparsereco.io import RootWriter
 from sparsereco.sim.camera import RANGES
-
-Tool = Callable[..., int]
-
-
-@pytest.fixture
-def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
-    """Runs a tool in the temporary folder and gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name: str, *argv: object) -> int:
-        return cli.main(load_tool(name).run, [str(arg) for arg in argv])
-
-    return run
 
 
 def write_frames(path: str, number: int) -> None:
@@ -81,17 +67,17 @@ def test_settings_have_ranges(kind: type, name: str, values: list[float], sectio
             kind(**{name: value})
 
 
-def test_a_setting_out_of_its_range_is_wrong_usage(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_out_of_its_range_is_wrong_usage(run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("reco", "camera", "run.root", "--pedestal", "none.root", "-o", "out.root")
-    assert tool(*options, "--cluster.eps", 0) == cli.WRONG_INPUT
+    assert run_tool(*options, "--cluster.eps", 0) == cli.WRONG_INPUT
     assert capsys.readouterr().err == "error: cluster.eps must be positive and finite, got 0.0\n"
-    assert tool(*options, "--kev_per_count", -1) == cli.WRONG_INPUT
+    assert run_tool(*options, "--kev_per_count", -1) == cli.WRONG_INPUT
     assert capsys.readouterr().err == "error: kev_per_count must be positive and finite, got -1.0\n"
 
 
 @pytest.mark.parametrize("option", ["fakes", "limit"])
-def test_negative_numbers_of_an_evaluation(option: str, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("evaluate", "camera", "reco.root", "run.root", "-o", "report", f"--{option}", -1) == cli.WRONG_INPUT
+def test_negative_numbers_of_an_evaluation(option: str, run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("evaluate", "camera", "reco.root", "run.root", "-o", "report", f"--{option}", -1) == cli.WRONG_INPUT
     told = capsys.readouterr().err
     assert told.startswith(f"error: --{option}: expected a number that is not negative")
     assert told.count("\n") == 1
@@ -110,10 +96,10 @@ def test_negative_numbers_of_an_evaluation(option: str, tool: Tool, capsys: pyte
     ],
 )
 def test_samples_that_make_no_sense(
-    option: str, value: str, message: str, tool: Tool, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, message: str, run_tool: RunTool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ("simulate", "camera", "-o", "run.root", "-n", 1, "--seed", 1, "--particles", "[helium]")
-    assert tool(*argv, f"--{option}", value) == cli.WRONG_INPUT
+    assert run_tool(*argv, f"--{option}", value) == cli.WRONG_INPUT
     assert capsys.readouterr().err == f"error: --{option}: {message}\n"
     assert not Path("run.root").exists()
 
@@ -122,7 +108,7 @@ def test_energies_end_where_the_tables_do() -> None:
     assert all(energies[-1] == simulate_camera.ENERGIES[1] for energies, _ in RANGES.values())
 
 
-def test_a_run_is_not_its_own_pedestal(tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_its_own_pedestal(run_tool: RunTool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_frames("run.root", 2)
     write_frames("other.root", 2)
     Path("link.root").symlink_to("run.root")
@@ -133,18 +119,18 @@ def test_a_run_is_not_its_own_pedestal(tool: Tool, tmp_path: Path, capsys: pytes
         (["run.root"], "link.root"),
         ([f"file://{tmp_path}/run.root"], "run.root"),
     ):
-        assert tool("reco", "camera", *files, "--pedestal", given, "-o", "out.root") == cli.WRONG_INPUT
+        assert run_tool("reco", "camera", *files, "--pedestal", given, "-o", "out.root") == cli.WRONG_INPUT
         told = capsys.readouterr().err
         assert told == f"error: --pedestal {given} is an input, too: expected frames without tracks\n"
         assert not Path("out.root").exists()
 
 
-def test_a_pedestal_of_few_frames_is_warned_of(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pedestal_of_few_frames_is_warned_of(run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
     write_frames("run.root", 1)
     options = ("--selector", "gaussian", "-f", "-o", "out.root", "-q")
     for frames, warning in ((9, "few.root: a pedestal of only 9 frames, expected at least 10\n"), (10, "")):
         write_pedestal("few.root", pedestal(noise(), frames), force=True)
-        assert tool("reco", "camera", "run.root", "--pedestal", "few.root", *options) == cli.DONE
+        assert run_tool("reco", "camera", "run.root", "--pedestal", "few.root", *options) == cli.DONE
         told = capsys.readouterr().err
         assert told.endswith(warning)
         assert bool(told) == bool(warning)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import awkward as ak
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import uproot
 from camera_sample import noise, pedestal, spots
-from tool_loader import load_tool
+from conftest import RunTool
 
 from sparsereco import cli
 from sparsereco.camera.pedestal import read_pedestal, write_pedestal
@@ -23,7 +22,6 @@ from sparsereco.io import RootWriter, read
 from sparsereco.schema import FRAME_TRUTH, FRAMES, ROIS, SPARSE_FRAMES
 
 ROOT = Path(__file__).parents[1]
-Tool = Callable[..., int]
 PLACES = [(100.0, 120.0), (250.0, 300.0), (120.0, 420.0)]
 
 
@@ -63,30 +61,19 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
-    """Runs a tool in the temporary folder and gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name: str, *argv: object) -> int:
-        return cli.main(load_tool(name).run, [str(arg) for arg in argv])
-
-    return run
-
-
 def test_frames_to_clusters_to_a_report(
-    sample: Path, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sample: Path, run_tool: RunTool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = sample / "run2.root"
     common = (run, "--pedestal", sample / "run1.root")
-    assert tool("reco", "camera", *common, "-o", "unet.root", "--save-pedestal", "map.root") == cli.DONE
+    assert run_tool("reco", "camera", *common, "-o", "unet.root", "--save-pedestal", "map.root") == cli.DONE
     assert "10 frames" in capsys.readouterr().err
     assert read_pedestal("map.root").frames == 40
     with uproot.open("map.root") as file:
         record = json.loads(str(file["provenance"]))
     assert record["pedestal"] == str(sample / "run1.root")
     assert "--save-pedestal map.root" in record["command"]
-    again = tool("reco", "camera", run, "--pedestal", "map.root", "-o", "again.root")
+    again = run_tool("reco", "camera", run, "--pedestal", "map.root", "-o", "again.root")
     assert again == cli.DONE
     one, two = read("unet.root", FRAMES), read("again.root", FRAMES)
     assert one.event.tolist() == list(range(10))
@@ -100,8 +87,10 @@ def test_frames_to_clusters_to_a_report(
     assert record["inputs"] == [{"file": str(run), "entry_start": 0, "entry_stop": 10}]
     assert len(record["chain"]["weights"]["selector"]["sha256"]) == 64
 
-    assert tool("reco", "camera", *common, "-o", "gauss.root", "--selector", "gaussian") == cli.DONE
-    assert tool("evaluate", "camera", "unet.root", run, "--compare", "gauss.root", "-o", "report", "--pdf") == cli.DONE
+    assert run_tool("reco", "camera", *common, "-o", "gauss.root", "--selector", "gaussian") == cli.DONE
+    assert (
+        run_tool("evaluate", "camera", "unet.root", run, "--compare", "gauss.root", "-o", "report", "--pdf") == cli.DONE
+    )
     numbers = json.loads(Path("report/report.json").read_text())
     assert list(numbers["selectors"]) == ["unet", "gaussian"]
     for summary in numbers["selectors"].values():
@@ -112,42 +101,42 @@ def test_frames_to_clusters_to_a_report(
     assert sorted(path.name for path in (tmp_path / "report" / "figures").iterdir()) == numbers["figures"]
     assert "unet, 3 keV: found" in Path("report/report.html").read_text()
 
-    assert tool("evaluate", "camera", "gauss.root", sample / "run2.root", "-o", "report") == cli.WRONG_INPUT
-    assert tool("evaluate", "calibration", "unet.root", "-o", "scale") == cli.WRONG_INPUT
+    assert run_tool("evaluate", "camera", "gauss.root", sample / "run2.root", "-o", "report") == cli.WRONG_INPUT
+    assert run_tool("evaluate", "calibration", "unet.root", "-o", "scale") == cli.WRONG_INPUT
     assert "a peak needs at least 50 clusters" in capsys.readouterr().err
 
 
-def test_a_range_of_frames(sample: Path, tool: Tool) -> None:
+def test_a_range_of_frames(sample: Path, run_tool: RunTool) -> None:
     options = ("--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root")
-    assert tool("reco", "camera", sample / "run2.root", "--entry-start", 3, "-n", 2, *options) == cli.DONE
+    assert run_tool("reco", "camera", sample / "run2.root", "--entry-start", 3, "-n", 2, *options) == cli.DONE
     assert read("out.root", FRAMES).event.tolist() == [3, 4]
 
 
-def test_check_and_print_config(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("reco", "camera", sample / "run2.root", "--pedestal", sample / "pedmap.root", "--check") == cli.DONE
+def test_check_and_print_config(sample: Path, run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("reco", "camera", sample / "run2.root", "--pedestal", sample / "pedmap.root", "--check") == cli.DONE
     pedestal = ("--pedestal", sample / "run1.root", "--save-pedestal", "map.root")
-    assert tool("reco", "camera", sample / "run2.root", *pedestal, "--check", "-q") == cli.DONE
+    assert run_tool("reco", "camera", sample / "run2.root", *pedestal, "--check", "-q") == cli.DONE
     assert not Path("map.root").exists()
     told = capsys.readouterr().out
     assert "run2.root: ROOT, 10 frames" in told
     assert '"sha256"' in told
-    assert tool("reco", "camera", "--gaussian.sigma", 3, "--print-config") == cli.DONE
+    assert run_tool("reco", "camera", "--gaussian.sigma", 3, "--print-config") == cli.DONE
     settings = capsys.readouterr().out
     Path("camera.yaml").write_text(settings)
     assert "sigma: 3.0" in settings
-    assert tool("reco", "camera", "-c", "camera.yaml", "--print-config") == cli.DONE
+    assert run_tool("reco", "camera", "-c", "camera.yaml", "--print-config") == cli.DONE
     assert capsys.readouterr().out == settings
 
 
-def test_the_shipped_settings_are_the_defaults(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool("reco", "camera", "--print-config") == cli.DONE
+def test_the_shipped_settings_are_the_defaults(run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("reco", "camera", "--print-config") == cli.DONE
     defaults = capsys.readouterr().out
-    assert tool("reco", "camera", "-c", ROOT / "configs" / "camera.yaml", "--print-config") == cli.DONE
+    assert run_tool("reco", "camera", "-c", ROOT / "configs" / "camera.yaml", "--print-config") == cli.DONE
     assert capsys.readouterr().out == defaults
 
 
 def test_a_bad_frame_stops_the_run_or_leaves_an_empty_entry(
-    sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]
+    sample: Path, run_tool: RunTool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with uproot.open(sample / "run2.root") as file:
         image = file["pic_run2_ev0"].values().T.astype(np.int32)
@@ -155,10 +144,10 @@ def test_a_bad_frame_stops_the_run_or_leaves_an_empty_entry(
         for event, content in enumerate((image, np.zeros_like(image), image[:64, :64], image + 3000, image)):
             writer.put(f"pic_run5_ev{event}", histogram(f"pic_run5_ev{event}", content))
     options = ("bad.root", "--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root")
-    assert tool("reco", "camera", *options) == cli.WRONG_INPUT
+    assert run_tool("reco", "camera", *options) == cli.WRONG_INPUT
     assert "bad.root: frame 1 (run 5, event 1) is 0 everywhere" in capsys.readouterr().err
     assert not Path("out.root").exists()
-    assert tool("reco", "camera", *options, "--skip-bad-events") == cli.DONE
+    assert run_tool("reco", "camera", *options, "--skip-bad-events") == cli.DONE
     told = capsys.readouterr().err
     assert "3 skipped" in told
     assert "has 64 x 64 pixels, expected 384 x 512 as in the pedestal" in told
@@ -204,31 +193,31 @@ def test_a_bad_frame_stops_the_run_or_leaves_an_empty_entry(
     ],
 )
 def test_wrong_usage(
-    argv: list[str], message: str, sample: Path, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, sample: Path, run_tool: RunTool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("run2.root", "pedmap.root"):
         (tmp_path / name).symlink_to(sample / name)
     with RootWriter("other.root") as writer:
         writer.put("map", histogram("map", np.zeros((16, 16))))
-    assert tool("reco", "camera", *argv) == cli.WRONG_INPUT
+    assert run_tool("reco", "camera", *argv) == cli.WRONG_INPUT
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
     assert not Path("o.root").exists()
 
 
-def test_an_empty_run_gives_an_empty_tree(sample: Path, tool: Tool) -> None:
+def test_an_empty_run_gives_an_empty_tree(sample: Path, run_tool: RunTool) -> None:
     with RootWriter("empty.root"):
         pass
     options = ("--pedestal", sample / "pedmap.root", "-o", "out.root")
-    assert tool("reco", "camera", "empty.root", *options) == cli.DONE
+    assert run_tool("reco", "camera", "empty.root", *options) == cli.DONE
     assert len(read("out.root", FRAMES)) == 0
 
 
-def test_simulated_frames(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulated_frames(run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("camera", "-n", 1, "--seed", 4, "--tracks", 3, "--energies", "[1, 6]", "--particles", "[helium, fluorine]")
-    assert tool("simulate", *argv, "-o", "a.root") == cli.DONE
-    assert tool("simulate", *argv, "-o", "b.root") == cli.DONE
+    assert run_tool("simulate", *argv, "-o", "a.root") == cli.DONE
+    assert run_tool("simulate", *argv, "-o", "b.root") == cli.DONE
     a, b = read("a.root", FRAME_TRUTH), read("b.root", FRAME_TRUTH)
     assert a.tolist() == b.tolist()
     assert a.energy.tolist() == [[1, 6, 1]]
@@ -239,19 +228,21 @@ def test_simulated_frames(tool: Tool, capsys: pytest.CaptureFixture[str]) -> Non
         np.testing.assert_array_equal(image, two["pic_run1_ev0"].values())
     x, y, z = (ak.to_numpy(a[f"redpix_i{axis}"][0]) for axis in "xyz")
     assert image[x, y].mean() - np.median(image) == pytest.approx(z.mean(), abs=1)
-    assert tool("simulate", "camera", "-n", 1, "--seed", 4, "--particles", "[muon]", "-o", "c.root") == cli.WRONG_INPUT
+    assert (
+        run_tool("simulate", "camera", "-n", 1, "--seed", 4, "--particles", "[muon]", "-o", "c.root") == cli.WRONG_INPUT
+    )
     assert "expected some of electron, helium, carbon, fluorine" in capsys.readouterr().err
-    assert tool("simulate", "camera", "-n", 1, "--seed", 4, "--tracks", 5000, "-o", "c.root") == cli.WRONG_INPUT
+    assert run_tool("simulate", "camera", "-n", 1, "--seed", 4, "--tracks", 5000, "-o", "c.root") == cli.WRONG_INPUT
     assert "do not fit on a frame" in capsys.readouterr().err
 
 
-def test_a_training_learns_and_goes_on(tool: Tool) -> None:
+def test_a_training_learns_and_goes_on(run_tool: RunTool) -> None:
     if importlib.util.find_spec("geant4_pybind") is None:
         pytest.skip("geant4-pybind is not installed: pip install 'sparsereco[sim]'")
     argv = ["selector", "--patches.size", 64, "--patches.electrons", 60, "--schedule.batch_size", 4, "--output", "out"]
     argv += ["--network.channels", "[4, 8]", "--schedule.warmup", 5, "-q"]
-    assert tool("train", *argv, "--schedule.steps", 50) == cli.DONE
-    assert tool("train", *argv, "--schedule.steps", 100, "--resume") == cli.DONE
+    assert run_tool("train", *argv, "--schedule.steps", 50) == cli.DONE
+    assert run_tool("train", *argv, "--schedule.steps", 100, "--resume") == cli.DONE
     with Path("out/log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["50", "100"]
@@ -264,12 +255,12 @@ def test_a_training_learns_and_goes_on(tool: Tool) -> None:
         checkpoint.load("out/log.csv", Selector, SelectorConfig)
 
 
-def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_regions_sparse_frames_and_classes(sample: Path, run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
     run, pedestal = sample / "run2.root", sample / "pedmap.root"
     common = ("reco", "camera", run, "--pedestal", pedestal, "--selector", "anomaly", "-o", "reco.root")
-    assert tool(*common, "--save-sparse", "reco.root") == cli.WRONG_INPUT
+    assert run_tool(*common, "--save-sparse", "reco.root") == cli.WRONG_INPUT
     assert "expected outputs that are different files, got reco.root and reco.root" in capsys.readouterr().err
-    assert tool(*common, "--save-sparse", "sparse.root") == cli.DONE
+    assert run_tool(*common, "--save-sparse", "sparse.root") == cli.DONE
     regions, reduced = read("reco.root", ROIS), read("sparse.root", SPARSE_FRAMES)
     assert ak.num(regions.roi_area).tolist() == [3] * 10
     with uproot.open("sparse.root") as file:
@@ -282,18 +273,18 @@ def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pyt
         record = json.loads(str(file["provenance"]))
     assert record["chain"]["weights"]["selector"]["file"] == "anomaly.safetensors"
 
-    assert tool("evaluate", "camera", "reco.root", run, "-o", "report") == cli.DONE
+    assert run_tool("evaluate", "camera", "reco.root", run, "-o", "report") == cli.DONE
     numbers = json.loads(Path("report/report.json").read_text())["regions"]["anomaly"]
     assert numbers["kept"]["value"] > 0.95
     assert 0.85 < numbers["discarded"]["value"] < 0.99
     assert numbers["held"]["3"]["value"] == 1
     assert "anomaly, regions: track light kept" in Path("report/report.html").read_text()
-    assert tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--limit", 5) == cli.WRONG_INPUT
+    assert run_tool("evaluate", "camera", "reco.root", run, "-o", "report2", "--limit", 5) == cli.WRONG_INPUT
     assert "does not say which chamber and camera it is of" in capsys.readouterr().err
 
-    assert tool("evaluate", "embed", "reco.root", run, "-o", "classes") == cli.WRONG_INPUT
+    assert run_tool("evaluate", "embed", "reco.root", run, "-o", "classes") == cli.WRONG_INPUT
     assert "expected --pedestal FILE" in capsys.readouterr().err
-    assert tool("evaluate", "embed", "reco.root", run, "--pedestal", pedestal, "-o", "classes") == cli.DONE
+    assert run_tool("evaluate", "embed", "reco.root", run, "--pedestal", pedestal, "-o", "classes") == cli.DONE
     numbers = json.loads(Path("classes/report.json").read_text())
     assert np.sum(numbers["classes"]) == 50  # 30 of regions, 20 of noise
     assert set(numbers["adjusted_rand"]) >= {"Deep Embedded Clustering", "k-means on pixels"}
@@ -301,7 +292,7 @@ def test_regions_sparse_frames_and_classes(sample: Path, tool: Tool, capsys: pyt
 
 
 def test_outputs_appear_together(
-    sample: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sample: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(writer: RootWriter, tree: str) -> None:
         if tree == FRAMES.tree:
@@ -309,21 +300,21 @@ def test_outputs_appear_together(
 
     monkeypatch.setattr(RootWriter, "flush", full)
     options = ("--pedestal", sample / "pedmap.root", "--selector", "gaussian", "-o", "out.root", "-n", 1)
-    assert tool("reco", "camera", sample / "run2.root", *options, "--save-sparse", "sparse.root") == cli.WRONG_INPUT
+    assert run_tool("reco", "camera", sample / "run2.root", *options, "--save-sparse", "sparse.root") == cli.WRONG_INPUT
     assert "No space left" in capsys.readouterr().err
     assert list(Path().iterdir()) == []
 
 
-def test_trainings_without_labels(sample: Path, tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trainings_without_labels(sample: Path, run_tool: RunTool, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["anomaly", "--pieces.size", 64, "--schedule.batch_size", 4, "--schedule.steps", 20, "--schedule.warmup", 5]
-    assert tool("train", *argv, "-q", "--pieces.frames", sample / "run1.root", "--output", "real") == cli.DONE
+    assert run_tool("train", *argv, "-q", "--pieces.frames", sample / "run1.root", "--output", "real") == cli.DONE
     from sparsereco import checkpoint
     from sparsereco.camera.anomaly import Autoencoder, AutoencoderConfig
 
     assert checkpoint.load("real/anomaly.safetensors", Autoencoder, AutoencoderConfig).settings.latent == 4
-    assert tool("train", *argv, "-q", "--pieces.frames", "none.root", "--output", "none") == cli.WRONG_INPUT
+    assert run_tool("train", *argv, "-q", "--pieces.frames", "none.root", "--output", "none") == cli.WRONG_INPUT
     assert "no such file: none.root" in capsys.readouterr().err
     big = ("train", "anomaly", "--pieces.size", 400, "--pieces.frames", sample / "run1.root", "--output", "none")
-    assert tool(*big) == cli.WRONG_INPUT
+    assert run_tool(*big) == cli.WRONG_INPUT
     assert "pieces.size 400 is larger than the frames of" in capsys.readouterr().err
-    assert tool("train", "anomaly", "--network.objective", "best", "--output", "none") == cli.WRONG_INPUT
+    assert run_tool("train", "anomaly", "--network.objective", "best", "--output", "none") == cli.WRONG_INPUT

@@ -6,12 +6,10 @@ purpose, like `sparsereco.cli`: heavy libraries are imported in the functions th
 
 from __future__ import annotations
 
-import glob
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ import jsonargparse
 import yaml
 
 from sparsereco import cli
+from sparsereco.commands.outputs import check_outputs
 from sparsereco.errors import InputError
 from sparsereco.files import check_file
 
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 """The shipped settings: in the package where that comes from a wheel, else beside it in the checkout."""
-
-OUTPUTS = ("output", "figure", "save_pedestal", "save_sparse")
-"""Options of all commands that name a file to be written."""
 
 
 @dataclass(frozen=True)
@@ -70,33 +66,6 @@ def dispatch(description: str | None, what: str, commands: Mapping[str, Command]
     args = parser.parse_args(argv)
     check_outputs(args[args[what]])
     commands[args[what]].run(args[args[what]], argv)
-
-
-def check_outputs(args: jsonargparse.Namespace) -> None:
-    """Refuses an output that is, by whatever path, a file that the command line names otherwise: -f would replace it.
-
-    Raises:
-        InputError: an output is an input (of any option), or another output, too.
-    """
-    options = vars(args.as_flat())
-    outputs = [Path(options[name]) for name in OUTPUTS if options.get(name) is not None]
-    written = [path for output in outputs for path in (output, Path(f"{output}.part"))]
-    if len({path.resolve() for path in written}) < len(written):
-        raise InputError(f"expected outputs that are different files, got {' and '.join(map(str, outputs))}")
-    for name, value in options.items():
-        for file in _files(value) if name not in OUTPUTS else []:
-            for path in written:
-                if path.exists() and path.samefile(file):
-                    raise InputError(f"output {path} is an input, too: expected another file", file=str(path))
-
-
-def _files(value: object) -> Iterator[Path]:
-    """The local files that the value of an option may name: FILE[:TREE], patterns, URLs of files, or lists of them."""
-    for item in value if isinstance(value, list) else [value]:
-        whole = str(item).removeprefix("file://") if isinstance(item, str | PathLike) else ""
-        for text in (whole, whole.rpartition(":")[0]):
-            names = glob.glob(glob.escape(text)) or glob.glob(text, recursive=True)
-            yield from (path for path in map(Path, names) if path.is_file())
 
 
 def reco_parser(text: str, unit: str, step_size: str | int) -> jsonargparse.ArgumentParser:
