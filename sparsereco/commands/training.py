@@ -81,6 +81,9 @@ def in_processes(work: Callable[..., None], settings: Any, *arguments: Any) -> N
     if dist.is_torchelastic_launched():
         _join_in(int(os.environ["RANK"]), work, "env://", settings, arguments)
         return
+    # glibc would give the large tensors of every step back to the system, which zeroes them anew for the next: a tenth
+    # of the time.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)} | os.environ
     with tempfile.TemporaryDirectory() as meeting:
         passed = (work, f"file://{meeting}/store", settings, arguments)
         torch.multiprocessing.spawn(_join_in, passed, nprocs=settings.processes)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
-from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged
+from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged, exactly
 from sparsereco.vertex.crop import HALF, Crops
 from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density, number_probability
 from sparsereco.vertex.features import (
@@ -71,7 +71,8 @@ class Encoded:
 
     memory: Tensor  # (T, width)
     ragged: Ragged
-    is_voxel: Tensor  # (T,) bool
+    of_summary: Tensor  # (V,) int64, token of each summary
+    of_voxel: Tensor  # (N,) int64, token of each voxel
     vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
     vertex_scale: Tensor  # (V, 3) Laplace scale along the axes of `frame` [voxels]
     first_vertex: Tensor  # (V, 3) the estimate after the first blocks
@@ -139,28 +140,30 @@ class Decomposer(nn.Module):
         turn, line = leading_line(crops)
         place = turned(crops.place.float(), turn[crops.crop])
         axes = self.axes(place.long() + HALF + (2 * HALF + 1) * torch.arange(3)).sum(1)
-        voxels = axes + self.voxel(torch.cat([voxel_features(crops, place, line), crops.context], 1))
-        tracks = self.track(track_features(crops.tracks, turn))
+        voxels = axes + exactly(self.voxel, torch.cat([voxel_features(crops, place, line), crops.context], 1))
+        tracks = exactly(self.track, track_features(crops.tracks, turn))
         summary = self.summary + self.prior(light_nuclei.long())
         owner = torch.cat([torch.arange(len(crops)), crops.tracks.crop, crops.crop])
-        order = torch.argsort(owner, stable=True)
-        ragged = Ragged.of(torch.bincount(owner, minlength=len(crops)))
+        counts = torch.bincount(owner, minlength=len(crops))
+        by_length = torch.argsort(counts, stable=True)
+        order = torch.argsort(torch.argsort(by_length)[owner], stable=True)
+        ragged, token = Ragged.of(counts, by_length), torch.argsort(order)
+        of_summary, of_voxel = token[: len(crops)], token[len(crops) + len(crops.tracks) :]
         x = torch.cat([summary, tracks, voxels])[order]
 
         for block in self.first:
             x = block(x, ragged)
-        is_summary = ragged.slot == 0
-        first, first_scale = _vertex(self.first_head(x[is_summary]), line.nearest)
-        is_voxel = order >= len(crops) + len(crops.tracks)
-        seen = self.relative(relative_features(crops, place, first.detach(), first_scale.detach(), line))
-        x = x + torch.zeros_like(x).index_put((is_voxel.nonzero()[:, 0],), seen.to(x.dtype))
+        first, first_scale = _vertex(exactly(self.first_head, x[of_summary]), line.nearest)
+        seen = exactly(self.relative, relative_features(crops, place, first.detach(), first_scale.detach(), line))
+        x = x + torch.zeros_like(x).index_put((of_voxel,), seen.to(x.dtype))
         for block in self.second:
             x = block(x, ragged)
-        vertex, scale = _vertex(self.vertex_head(x[is_summary]), first.detach())
-        total, number = self.total_head(x[is_summary]), self.number_head(x[is_summary])
+        summary = x[of_summary]
+        vertex, scale = _vertex(exactly(self.vertex_head, summary), first.detach())
+        total, number = exactly(self.total_head, summary), exactly(self.number_head, summary)
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
         return Encoded(
-            *(x, ragged, is_voxel, vertex, scale, first, first_scale, total, total_scale, number.float()),
+            *(x, ragged, of_summary, of_voxel, vertex, scale, first, first_scale, total, total_scale, number),
             *(turn, line.frame),
         )
 
@@ -184,7 +187,7 @@ class Decomposer(nn.Module):
         blocks, keys = remembered
         x, first = self.hadron(named), 0
         if before is None:
-            x = torch.cat([(self.start + encoded.memory[encoded.ragged.slot == 0])[:, None], x], 1)
+            x = torch.cat([(self.start + encoded.memory[encoded.of_summary])[:, None], x], 1)
         else:
             first = before[0][0].shape[2]
         x = x + self.place[first : first + x.shape[1]]
@@ -194,7 +197,7 @@ class Decomposer(nn.Module):
             x, key_value = block(x, kept, encoded.ragged.mask, own)
             after.append(key_value)
         share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
-        out = self.step_head(x).float()
+        out = exactly(self.step_head, x)
         modes, rest = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
         steps = Steps(
             weight=modes[..., 0].log_softmax(-1),
@@ -273,7 +276,7 @@ class Decomposer(nn.Module):
             ke, likely = ke.clamp(min=0), steps.species[:, -1].softmax(-1)
             species = likely.argmax(-1)
             scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
-            share = encoded.ragged.pack(steps.share[:, -1])[encoded.is_voxel].sigmoid()
+            share = encoded.ragged.pack(steps.share[:, -1])[encoded.of_voxel].sigmoid()
             found.append((species, likely, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
             named = name_hadrons(direction, ke * ENERGY, species)[:, None]
         species, likely, more, ke, scale, direction, kappa, share = (
@@ -312,7 +315,6 @@ class Decomposer(nn.Module):
 
 def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Position and Laplace scale [voxels] from a head's (V, 6)."""
-    out = out.float()
     return start + out[:, :3], softplus(out[:, 3:] - 1) + 0.005
 
 
@@ -329,7 +331,7 @@ def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> T
 
 def _share_loss(steps: Steps, encoded: Encoded, crops: Crops, hadrons: Hadrons, exists: Tensor) -> Tensor:
     """Cross-entropy of each hadron's share in each voxel, mean over the crops; bright voxels count more."""
-    share = encoded.ragged.pack(steps.share[:, :-1].transpose(1, 2))[encoded.is_voxel]
+    share = encoded.ragged.pack(steps.share[:, :-1].transpose(1, 2))[encoded.of_voxel]
     weight = crops.signal.sqrt()
     total = torch.zeros(len(crops)).index_add(0, crops.crop, weight).clamp(min=1)
     losses = binary_cross_entropy_with_logits(share, hadrons.share, reduction="none") * exists[crops.crop]
