@@ -70,6 +70,43 @@ class BadEvents:
         return [self._found[offset] for offset in sorted(self._found)]
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Hits of events, flat, and what is wrong with them so far."""
+
+    found: BadEvents
+    owner: np.ndarray  # (N,) place of the event of each hit; events with lists of unequal length have none here
+    values: dict[str, np.ndarray]  # (N,) by branch
+
+
+def check_lists(events: ak.Array, schema: Schema, what: str, low: np.ndarray, high: np.ndarray) -> Lists:
+    """Finds what may be wrong with the hits of any detector: unequal lists, no signal, a place outside a box.
+
+    Args:
+        events: records with the fields of ``schema``.
+        schema: of hits; the last of its lists is the signal.
+        what: the signal is.
+        low, high: (3,) corners of the box [mm].
+    """
+    found, (*places, signal) = BadEvents(), schema.counters
+    lengths = {branch: np.asarray(ak.num(events[branch])) for branch in schema.counters}
+    equal = np.ones(len(events), bool)
+    for branch, length in lengths.items():
+        same = length == lengths[signal]
+        found.check(branch, length, np.arange(len(events)), same, f"as many values as '{signal}'")
+        equal &= same
+    owner = np.repeat(np.flatnonzero(equal), lengths[signal][equal])
+    values = {branch: np.asarray(ak.flatten(events[equal][branch])) for branch in schema.counters}
+    # NaN fails every comparison.
+    inside = (values[signal] >= 0) & (values[signal] <= LARGEST)
+    unit = schema.units[signal]
+    found.check(signal, values[signal], owner, inside, f"a finite {what} of at least 0 {unit} and at most {LARGEST:g}")
+    for axis, branch in enumerate(places):
+        inside = (values[branch] >= low[axis]) & (values[branch] < high[axis])
+        found.check(branch, values[branch], owner, inside, f"a position in [{low[axis]:g}, {high[axis]:g}) mm")
+    return Lists(found, owner, values)
+
+
 def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
     """Finds events that cannot be reconstructed: hits outside the detector, signals that are none, unequal lists.
 
@@ -80,25 +117,8 @@ def check_hits(events: ak.Array, detector: Detector) -> list[BadEvent]:
     Returns:
         One entry per bad event, in order: the first thing that is wrong with it.
     """
-    found = BadEvents()
-    lengths = {branch: np.asarray(ak.num(events[branch])) for branch in HITS.counters}
-    for branch, length in lengths.items():
-        equal = length == lengths["hit_pe"]
-        found.check(branch, length, np.arange(len(events)), equal, "as many values as 'hit_pe'")
-    for branch, length in lengths.items():
-        values = np.asarray(ak.flatten(events[branch]))
-        owner = np.repeat(np.arange(len(events)), length)
-        if branch == "hit_pe":  # NaN fails every comparison, here and below
-            found.check(
-                branch, values, owner, (values >= 0) & np.isfinite(values), "a finite signal of at least 0 p.e."
-            )
-            found.check(branch, values, owner, values <= LARGEST, f"a signal of at most {LARGEST:g} p.e.")
-        else:
-            axis = "xyz".index(branch[-1])
-            low, high = detector.origin[axis], detector.origin[axis] + detector.size[axis]
-            expected = f"a position in [{low:g}, {high:g}) mm"
-            found.check(branch, values, owner, (values >= low) & (values < high), expected)
-    return found.in_order()
+    low = np.asarray(detector.origin)
+    return check_lists(events, HITS, "signal", low, low + detector.size).found.in_order()
 
 
 def drop_hits(events: ak.Array, offsets: list[int], schema: Schema = HITS) -> ak.Array:

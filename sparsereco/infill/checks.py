@@ -5,7 +5,7 @@ from __future__ import annotations
 import awkward as ak
 import numpy as np
 
-from sparsereco.checks import LARGEST, BadEvent, BadEvents
+from sparsereco.checks import BadEvent, check_lists
 from sparsereco.infill.gaps import Gaps
 from sparsereco.schema import CHARGE_HITS
 
@@ -20,31 +20,14 @@ def check_charge_hits(events: ak.Array, gaps: Gaps) -> list[BadEvent]:
     Returns:
         One entry per bad event, in order: the first thing that is wrong with it.
     """
-    found = BadEvents()
-    lengths = {branch: np.asarray(ak.num(events[branch])) for branch in CHARGE_HITS.counters}
-    equal = np.ones(len(events), bool)
-    for branch, length in lengths.items():
-        same = length == lengths["hit_e"]
-        found.check(branch, length, np.arange(len(events)), same, "as many values as 'hit_e'")
-        equal &= same
-    sound = events[equal]
-    owner = np.repeat(np.flatnonzero(equal), lengths["hit_e"][equal])
-    flat = {branch: np.asarray(ak.flatten(sound[branch])) for branch in CHARGE_HITS.counters}
-    energy = flat["hit_e"]  # NaN fails every comparison
-    found.check("hit_e", energy, owner, (energy >= 0) & np.isfinite(energy), "a finite energy of at least 0 MeV")
-    found.check("hit_e", energy, owner, energy <= LARGEST, f"an energy of at most {LARGEST:g} MeV")
     detector = gaps.detector
-    for axis, name in enumerate("xyz"):
-        low, high = detector.origin[axis], detector.origin[axis] + detector.shape[axis] * detector.pitch
-        values = flat[f"hit_{name}"]
-        found.check(
-            f"hit_{name}", values, owner, (values >= low) & (values < high), f"a position in [{low:g}, {high:g}) mm"
-        )
-    position = np.stack([flat[f"hit_{axis}"] for axis in "xyz"], 1)
+    low, sides = np.asarray(detector.origin), np.asarray(detector.shape) * detector.pitch
+    hits = check_lists(events, CHARGE_HITS, "energy", low, low + sides)
+    position = np.stack([hits.values[f"hit_{axis}"] for axis in "xyz"], 1)
     inside = np.isfinite(position).all(1)
     gap = gaps.of(detector.index(np.where(inside[:, None], position, 0)))
     dead = inside & (gap >= 0)
     if dead.any():
         expected = f"live argon: the hit lies in gap {gap[dead.argmax()]} of this geometry"
-        found.check("hit_x", flat["hit_x"], owner, ~dead, expected)
-    return found.in_order()
+        hits.found.check("hit_x", hits.values["hit_x"], hits.owner, ~dead, expected)
+    return hits.found.in_order()
