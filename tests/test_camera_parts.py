@@ -15,7 +15,7 @@ from sparsereco import checkpoint
 from sparsereco.camera.calibrate import fit_in_bins, fit_peak
 from sparsereco.camera.config import CameraConfig, UnetConfig
 from sparsereco.camera.metrics import compare, found_more, summarise, threshold_at
-from sparsereco.camera.select import make_above
+from sparsereco.camera.select import load_network, make_above
 from sparsereco.camera.significance import Normaliser, settle, smooth
 from sparsereco.camera.threshold import NETWORK, excess
 from sparsereco.camera.unet import Selector, SelectorConfig, focal_loss, to_pixels
@@ -202,13 +202,17 @@ def test_light_that_goes_with_the_score_of_the_network() -> None:
 
 def test_scores_of_a_network_are_translated() -> None:
     scores = np.array([1.0, 3.3, 4.0, 5.0, 20.0])
-    above = make_above(CameraConfig())(scores)  # in standard deviations
-    assert above[0] < above[1] == 0 < above[2] < above[3] < 2
-    assert above[4] > 5
-    lower = make_above(CameraConfig(unet=UnetConfig(min_score=1.0)))(scores)
-    np.testing.assert_allclose(lower - above, -above[0])
-    assert make_above(CameraConfig(selector="gaussian"))(scores)[3] == 0
-    assert (excess(make_above(CameraConfig(selector="nsigma"))(scores), 1.0) == 0).all()
+
+    def above(settings: CameraConfig) -> np.ndarray:  # in standard deviations
+        return make_above(settings, load_network(settings))(scores)
+
+    network = above(CameraConfig())
+    assert network[0] < network[1] == 0 < network[2] < network[3] < 2
+    assert network[4] > 5
+    lower = above(CameraConfig(unet=UnetConfig(min_score=1.0)))
+    np.testing.assert_allclose(lower - network, -network[0])
+    assert above(CameraConfig(selector="gaussian"))[3] == 0
+    assert (excess(above(CameraConfig(selector="nsigma")), 1.0) == 0).all()
 
 
 def line_of(n: int, mean: float, rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,7 @@ from sparsereco.camera.cluster import Clusters, features, find_clusters, pixels_
 from sparsereco.camera.config import CameraConfig
 from sparsereco.camera.pedestal import Pedestal, check_frame, read_vignetting
 from sparsereco.camera.regions import find_regions
-from sparsereco.camera.select import Selection, make_above, make_select, weights_of
+from sparsereco.camera.select import Selection, load_network, make_above, make_select, weights_of
 from sparsereco.camera.significance import BIN
 from sparsereco.camera.threshold import FILTER, NETWORK, excess
 from sparsereco.frames import Frame
@@ -52,8 +52,9 @@ class CameraChain:
         maps = (np.nan_to_num(image) for image in (pedestal.mean, pedestal.sigma))
         mean, sigma, hot = (torch.from_numpy(np.ascontiguousarray(image)) for image in (*maps, pedestal.hot))
         self._offset = float(np.median(pedestal.mean[::8, ::8]))
-        self._select = make_select(self.config, mean, sigma, hot, device)
-        self._above = make_above(self.config)
+        network = load_network(self.config)
+        self._above = make_above(self.config, network)
+        self._select = make_select(self.config, network, mean, sigma, hot, device)
         path = self.config.vignetting
         self._light = None if path is None else read_vignetting(path, pedestal.mean.shape)
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import label, median_filter, uniform_filter
+from scipy.special import logit
 from torch import Tensor
 
 from sparsereco import checkpoint
@@ -44,6 +45,9 @@ class Selection:
 Select = Callable[[Tensor], Selection]
 """An image (H, W) in counts to its selection."""
 
+Network = Selector | Autoencoder | None
+"""What selects, where a network does."""
+
 
 class Stopwatch:
     """Time between calls, by name."""
@@ -59,18 +63,18 @@ class Stopwatch:
         self.last = now
 
 
-def make_select(settings: CameraConfig, mean: Tensor, sigma: Tensor, hot: Tensor, device: str = "cpu") -> Select:
+def make_select(
+    settings: CameraConfig, network: Network, mean: Tensor, sigma: Tensor, hot: Tensor, device: str = "cpu"
+) -> Select:
     """The selector that the settings name, for one camera.
 
     Args:
         settings: of the chain.
+        network: of `load_network`.
         mean: (H, W) of the pedestal [counts].
         sigma: (H, W) its standard deviation [counts].
         hot: (H, W) bool, pixels to leave out.
         device: torch device.
-
-    Raises:
-        CheckpointError: the weights cannot be used.
     """
     normaliser = Normaliser(mean.to(device), sigma.to(device), hot.to(device))
     if settings.selector == "nsigma":
@@ -78,15 +82,28 @@ def make_select(settings: CameraConfig, mean: Tensor, sigma: Tensor, hot: Tensor
         return lambda image: select_nsigma(image.cpu(), normaliser, cut, settings.nsigma)
     if settings.selector == "gaussian":
         return lambda image: select_gaussian(image.to(device), normaliser, settings.gaussian)
-    path = weights_of(settings)
-    assert path is not None
-    if settings.selector == "anomaly":
-        autoencoder = checkpoint.load(path, Autoencoder, AutoencoderConfig).to(device)
+    if isinstance(network, Autoencoder):
+        autoencoder = network.to(device)
         return lambda image: select_anomaly(image.to(device), normaliser, autoencoder, settings.anomaly)
-    model = checkpoint.load(path, Selector, SelectorConfig).to(device)
+    assert network is not None
+    model = network.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
     probability, seed = settings.unet.probability, settings.unet.min_score
     return lambda image: select_unet(image.to(device), normaliser, model, probability, seed)
+
+
+def load_network(settings: CameraConfig) -> Network:
+    """The network that selects.
+
+    Raises:
+        CheckpointError: its weights cannot be used.
+    """
+    path = weights_of(settings)
+    if path is None:
+        return None
+    if settings.selector == "anomaly":
+        return checkpoint.load(path, Autoencoder, AutoencoderConfig)
+    return checkpoint.load(path, Selector, SelectorConfig)
 
 
 def weights_of(settings: CameraConfig) -> Path | None:
@@ -98,26 +115,22 @@ def weights_of(settings: CameraConfig) -> Path | None:
     return None
 
 
-def make_above(settings: CameraConfig) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+def make_above(settings: CameraConfig, network: Network) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """How far scores are above the threshold of the selector that the settings name.
 
     Args:
         settings: of the chain.
+        network: that selects, if one does.
 
     Returns:
         A function of (C,) scores; its (C,) values are in standard deviations of a matched filter. The score of the
-        network is translated to the significance of a spot that gets it where there is no noise. Infinite for
+        U-Net is translated to the significance of a spot that gets it where there is no noise. Infinite for
         `nsigma`, whose score is none of this kind.
-
-    Raises:
-        CheckpointError: the weights cannot be used.
     """
     if settings.selector == "nsigma":
         return lambda score: np.full(len(score), np.inf)
-    if settings.selector == "unet":
-        path = weights_of(settings)
-        assert path is not None
-        known, significance = spot_scores(checkpoint.load(path, Selector, SelectorConfig), settings.unet.probability)
+    if isinstance(network, Selector):
+        known, significance = spot_scores(network, settings.unet.probability)
         if not len(known):  # weights that see none of them
             return lambda score: np.full(len(score), np.inf)
         least = np.interp(settings.unet.min_score, known, significance)
@@ -130,7 +143,7 @@ def spot_scores(model: Selector, probability: float) -> tuple[NDArray[np.float64
     """Scores that a network gives to spots of the usual width without noise.
 
     Args:
-        model: the network.
+        model: the network, on the CPU.
         probability: a pixel is chosen above.
 
     Returns:
@@ -141,7 +154,7 @@ def spot_scores(model: Selector, probability: float) -> tuple[NDArray[np.float64
     spot = torch.outer(line, line)
     with torch.inference_mode():
         logits = model(significance[:, None, None] * spot / spot.norm())
-    chosen = (logits > _logit(probability)).any(1)
+    chosen = (logits > logit(probability)).any(1)
     scores = logits.mean(1).where(chosen, torch.tensor(-torch.inf)).flatten(1).logsumexp(1).double().numpy()
     seen = np.isfinite(scores)
     return np.maximum.accumulate(scores[seen]), significance.double().numpy()[seen]
@@ -247,9 +260,9 @@ def select_unet(
     clock("t_pedsub")
     with torch.inference_mode():
         logits = model(seen.macro[None])[0]
-    points, hits, region = _connected(logits > _logit(probability))
-    logit = logits.mean(0).cpu().numpy()[tuple(points.T)].astype(float)
-    score = _pooled(np.logaddexp, logit, region)
+    points, hits, region = _connected(logits > logit(probability))
+    of_point = logits.mean(0).cpu().numpy()[tuple(points.T)].astype(float)
+    score = _pooled(np.logaddexp, of_point, region)
     kept = score > min_score
     return _selection(points[kept], hits[kept], score[kept], seen, clock)
 
@@ -265,10 +278,6 @@ def _selection(
     residual = seen.residual.cpu().numpy()
     clock("t_zerosup")
     return Selection(points, np.ones(len(points)), score, hits, residual, seconds=clock.seconds)
-
-
-def _logit(probability: float) -> float:
-    return float(np.log(probability / (1 - probability)))
 
 
 def _connected(chosen: Tensor) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
