@@ -40,7 +40,7 @@ def bank() -> Any:
     """600 tracks from Geant4."""
     if importlib.util.find_spec("geant4_pybind") is None:
         pytest.skip("geant4-pybind is not installed: pip install 'sparsereco[sim]'")
-    from sparsereco.sim.geant4 import make_bank
+    from sparsereco.sim.bank import make_bank
 
     return make_bank(600, seed=11)
 

@@ -15,7 +15,7 @@ from tool_loader import load_tool
 from sparsereco import cli
 from sparsereco.io import read
 from sparsereco.schema import HITS, TRUTH
-from sparsereco.sim.geant4 import Bank
+from sparsereco.sim.bank import Bank
 
 Simulate = Callable[..., int]
 

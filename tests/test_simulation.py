@@ -19,6 +19,7 @@ from sparsereco.errors import InputError
 from sparsereco.kinematics import track_range
 from sparsereco.schema import HITS, TRUTH
 from sparsereco.sim import geant4
+from sparsereco.sim.bank import BIRKS, ENERGIES, FRACTIONS, Bank, _merge, make_bank
 from sparsereco.sim.compose import (
     MARGIN,
     PRESETS,
@@ -29,7 +30,7 @@ from sparsereco.sim.compose import (
     merge,
     random_rotations,
 )
-from sparsereco.sim.geant4 import BIRKS, ENERGIES, FRACTIONS, MUON, PROTON, Bank
+from sparsereco.sim.geant4 import MUON, PROTON
 from sparsereco.sim.response import Deposits, quenched, respond
 from sparsereco.sim.sample import concatenate, draw_sample, to_records
 
@@ -74,7 +75,7 @@ def test_protons_stop_where_the_tables_say(bank: Bank, ke: float, csda: float, p
 
 def test_merged_deposits_keep_energy_light_and_centre(bank: Bank) -> None:
     steps = list(geant4.simulate([("proton", 35.0), ("mu-", 400.0), ("alpha", 20.0)], seed=4))
-    position, energy, dedx, counts = geant4._merge(steps)
+    position, energy, dedx, counts = _merge(steps)
     offsets = np.append(0, counts.cumsum())
     for event, start, stop in zip(steps, offsets, offsets[1:], strict=False):
         own = slice(start, stop)
@@ -125,12 +126,12 @@ def test_what_is_no_bank_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bank_in_a_fresh_process(bank: Bank, tmp_path: Path) -> None:
     """And nothing of Geant4 reaches stdout."""
-    code = f"from sparsereco.sim.geant4 import make_bank; make_bank(40, seed=8).save({str(tmp_path / 'bank.npz')!r})"
+    code = f"from sparsereco.sim.bank import make_bank; make_bank(40, seed=8).save({str(tmp_path / 'bank.npz')!r})"
     fresh = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert fresh.stdout == ""
     expected = digest(Bank.load(tmp_path / "bank.npz"))
-    assert digest(geant4.make_bank(40, seed=8)) == expected
-    assert digest(geant4.make_bank(40, seed=9)) != expected
+    assert digest(make_bank(40, seed=8)) == expected
+    assert digest(make_bank(40, seed=9)) != expected
 
 
 def test_rotations_are_rotations_and_isotropic() -> None:

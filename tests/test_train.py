@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsereco import checkpoint
 from sparsereco.checkpoint import load_training
+from sparsereco.sim.bank import Bank
 from sparsereco.sim.compose import TrackBank
-from sparsereco.sim.geant4 import Bank
 from sparsereco.train import Schedule, fit
 from sparsereco.vertex.crop import HALF
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig

@@ -74,8 +74,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco import checkpoint
     from sparsereco.kinematics import particle_name
     from sparsereco.provenance import environment
+    from sparsereco.sim.bank import Bank
     from sparsereco.sim.compose import TrackBank
-    from sparsereco.sim.geant4 import Bank
     from sparsereco.vertex import fidelity
     from sparsereco.vertex.adversary import ImageStream, draw_singles
     from sparsereco.vertex.dense_generator import MARGIN, DenseGenerator, DenseGeneratorConfig

@@ -66,8 +66,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     from sparsereco.io import RootWriter
     from sparsereco.provenance import environment
     from sparsereco.schema import HITS, TRUTH
+    from sparsereco.sim.bank import Bank, make_bank
     from sparsereco.sim.compose import PRESETS, TrackBank
-    from sparsereco.sim.geant4 import Bank, make_bank
     from sparsereco.sim.sample import draw_sample, to_records
 
     writer = RootWriter(args.output, force=args.force)
@@ -110,7 +110,7 @@ def read_detector(name: str) -> Detector:
 
 def run_bank(args: jsonargparse.Namespace, argv: list[str]) -> None:
     """Writes a bank."""
-    from sparsereco.sim.geant4 import make_bank
+    from sparsereco.sim.bank import make_bank
 
     common.write_bank(args, make_bank)
 

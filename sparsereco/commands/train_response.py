@@ -77,8 +77,8 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
     import torch
 
     from sparsereco.io import check_hits, iterate
+    from sparsereco.sim.bank import Bank
     from sparsereco.sim.compose import TrackBank
-    from sparsereco.sim.geant4 import Bank
     from sparsereco.vertex.chain import VertexChain
     from sparsereco.vertex.config import VertexConfig
     from sparsereco.vertex.halo import TrackLight, fit_response

@@ -15,8 +15,8 @@ from torch import nn
 from sparsereco import checkpoint, cli
 from sparsereco.commands import training
 from sparsereco.commands.common import Command
+from sparsereco.sim.bank import Bank
 from sparsereco.sim.compose import TrackBank
-from sparsereco.sim.geant4 import Bank
 from sparsereco.train import Schedule
 from sparsereco.vertex.adversary import Adversaries, ImageStream
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sparsereco.detector import Detector
-from sparsereco.sim.geant4 import DEUTERON, MUON, PROTON, TRITON, Bank
+from sparsereco.sim.bank import Bank
+from sparsereco.sim.geant4 import DEUTERON, MUON, PROTON, TRITON
 from sparsereco.sim.response import Deposits
 
 MARGIN = 60.0

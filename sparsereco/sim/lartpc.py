@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparsereco.infill.gaps import ChargeResponse, Gaps, LArDetector
 from sparsereco.segments import Segments, voxelize
+from sparsereco.sim.bank import load_arrays, save_arrays
 from sparsereco.sim.compose import random_rotations
-from sparsereco.sim.geant4 import Medium, load_arrays, save_arrays, simulate
+from sparsereco.sim.geant4 import Medium, simulate
 from sparsereco.voxels import Voxels, rank_in_group, rows_of
 
 ARGON = Medium("G4_lAr", reach=700.0, max_step=2.0)

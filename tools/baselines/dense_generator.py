@@ -20,8 +20,8 @@ import torch
 
 from sparsereco import checkpoint, cli
 from sparsereco.errors import InputError
+from sparsereco.sim.bank import Bank
 from sparsereco.sim.compose import TrackBank
-from sparsereco.sim.geant4 import Bank
 from sparsereco.vertex.adversary import ImageStream, draw_singles
 from sparsereco.vertex.dense_generator import (
     MARGIN,

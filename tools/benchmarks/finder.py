@@ -15,8 +15,8 @@ from benchmarks.clock import seconds
 from sparsereco import checkpoint
 from sparsereco.commands.simulate_vertex import read_detector
 from sparsereco.nn import sparse
+from sparsereco.sim.bank import Bank, make_bank
 from sparsereco.sim.compose import PRESETS, TrackBank
-from sparsereco.sim.geant4 import Bank, make_bank
 from sparsereco.sim.sample import draw_sample
 from sparsereco.vertex.finder import Finder, FinderConfig
 from sparsereco.voxels import Voxels

@@ -11,6 +11,7 @@ import torch
 from sparsereco import checkpoint
 from sparsereco.kinematics import particle_name
 from sparsereco.sim import geant4
+from sparsereco.sim.bank import make_bank
 from sparsereco.sim.compose import TrackBank
 from sparsereco.vertex.adversary import ImageStream, draw_singles, generate
 from sparsereco.vertex.generator import GENERATED, Generator, GeneratorConfig
@@ -26,7 +27,7 @@ def run(args: jsonargparse.Namespace) -> list[dict[str, Any]]:
         checkpoint.load(checkpoint.WEIGHTS / "generator.safetensors", Generator, GeneratorConfig),
         ImageStream(),
     )
-    bank = TrackBank(geant4.make_bank(400, seed=1))
+    bank = TrackBank(make_bank(400, seed=1))
     rows = []
     for index, code in enumerate(GENERATED):
         random = torch.Generator().manual_seed(index)
