@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsereco.nn.attention import DecoderBlock, EncoderBlock, FeedForward, Ragged
+from sparsereco.nn.attention import DecoderBlock, EncoderBlock, FeedForward, Ragged, exactly
 
 WIDTH, HEADS = 12, 3
 COUNTS = [4, 1, 7, 2]
@@ -62,6 +62,28 @@ def test_pack_undoes_pad(counts: list[int]) -> None:
     assert ragged.mask.sum(1).tolist() == counts
     assert not padded[~ragged.mask].any()
     assert ragged.slot.tolist() == [slot for count in counts for slot in range(count)]
+
+
+def test_attention_of_many_events_in_parts_of_like_length() -> None:
+    counts = [1 + 7 * k % 11 for k in range(150)]
+    module, parts = block(EncoderBlock), tokens(counts).split(counts)
+    by_length = torch.argsort(torch.tensor(counts), stable=True)
+    ragged = Ragged.of(torch.tensor(counts), by_length)
+    assert [part.mask.shape for part in ragged.parts] == [(64, sorted(counts)[63]), (64, sorted(counts)[127]), (22, 11)]
+    found = ragged.pad(module(torch.cat([parts[event] for event in by_length]), ragged))
+    for event, part in enumerate(parts):
+        torch.testing.assert_close(found[event, : len(part)], encode_one(module, part))
+
+
+def test_in_bfloat16_what_must_be_exact_is_in_single_precision() -> None:
+    module, x = block(EncoderBlock).float(), tokens(COUNTS).float()
+    ragged = Ragged.of(torch.tensor(COUNTS))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, exact = module(x, ragged), exactly(module.feed, x)
+    assert rounded.dtype == exact.dtype == torch.float32
+    torch.testing.assert_close(exact, module.feed(x))
+    torch.testing.assert_close(rounded, module(x, ragged), atol=0.02, rtol=0.02)
+    assert not torch.equal(rounded, module(x, ragged))
 
 
 def test_the_encoder_equals_a_loop_over_events() -> None:
