@@ -34,10 +34,10 @@ exit codes: 0 done, 1 failed while running, 2 wrong usage, file or setting, 130 
 BANK_TEXT = """\
 A bank of single-particle tracks from Geant4: what trainings and large samples are composed of.
 
-A bank of 200,000 tracks takes some minutes and 0.5 GB; the same seed gives the same bank.
+A bank of 400,000 tracks takes some minutes and 1 GB; the same seed gives the same bank.
 
 example:
-  tools/simulate.py bank -o banks/vertex.npz -n 200000 --seed 1
+  tools/simulate.py bank -o banks/vertex.npz -n 400000 --seed 2
 
 exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted
 """

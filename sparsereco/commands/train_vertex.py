@@ -29,7 +29,7 @@ Trains the {stage} of the vertex chain. The folder of --output gets last.pt (eve
 it, with the same events as if nothing had happened), log.csv, and at the end {stage}.safetensors.
 
 example:
-  tools/simulate.py bank -o banks/vertex.npz -n 200000 --seed 1
+  tools/simulate.py bank -o banks/vertex.npz -n 400000 --seed 2
   tools/train.py {stage} -c configs/train/{stage}.yaml
   tools/train.py {stage} -c configs/train/{stage}.yaml --resume
 

@@ -1,6 +1,6 @@
 """Events composed from a bank of tracks: every particle a random track, turned at random, started at a random vertex.
 
-200,000 tracks give unlimited distinct events, so training needs no event files.
+400,000 tracks give unlimited distinct events, so training needs no event files.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class DecomposerConfig:
     heads: int = 4
     first_blocks: int = 2
     """Encoder blocks before the vertex is estimated."""
-    second_blocks: int = 3
+    second_blocks: int = 5
     """Encoder blocks that see voxels relative to the estimate."""
     decoder_blocks: int = 3
     context: int = 16
