@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from tool_loader import load_tool
+from tool_loader import TOOLS, load_tool
 
 model = load_tool("benchmarks/workers_model")
 
@@ -37,3 +40,18 @@ def test_a_unit_that_kills_its_workers_is_given_up() -> None:
     one = model.simulate(np.full(3, 3600.0), 0.0, 0.0, model.Site(2, 0.0, 100.0), 1)
     assert one.given_up == 3
     assert one.lost == 3 * model.ATTEMPTS
+
+
+def test_no_run_of_the_plan_is_its_own_pedestal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    costs, systems, runs = load_tool("benchmarks/costs"), [], []
+    monkeypatch.setattr(costs, "system", lambda folder, name, unit, number, made, options: systems.append(options))
+    monkeypatch.setattr(costs, "measure", lambda tool, words: runs.append((tool, words)))
+    list(costs.systems(tmp_path, Namespace(events=1000, bank=None, lar_bank=None)))
+    assert len(systems) == 4
+    *made, (tool, (_, frames, *options)) = runs
+    assert tool == "reco.py"
+    assert frames not in options
+    pedestal, averaged = (options[options.index(option) + 1] for option in ("--pedestal", "--save-pedestal"))
+    assert {pedestal, frames} == {words[words.index("-o") + 1] for _, words in made}
+    assert systems[-1] == ["--pedestal", averaged]

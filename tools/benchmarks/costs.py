@@ -67,10 +67,12 @@ def systems(folder: Path, args: Any) -> Iterator[System]:
     yield system(folder, "vertex", "events", vertex // 8, bank, ["--refine"])
     yield system(folder, "infill", "events", infill, ["--detector", "gap10", *lar_bank], ["--detector", "gap10"])
     pedestal = folder / "pedestal.root"
-    measure("simulate.py", ["camera", "-o", pedestal, "-n", 8, "--seed", 1, "--tracks", 0, "-q"])
+    measure("simulate.py", ["camera", "-o", pedestal, "-n", 10, "--seed", 1, "--tracks", 0, "-q"])
     averaged = folder / "averaged.root"  # once, not in every run
-    given: list[object] = ["--pedestal", pedestal, "--save-pedestal", averaged, "-n", 1, "-o", folder / "one.root"]
-    measure("reco.py", ["camera", pedestal, *given, "-q"])
+    frame = folder / "frame.root"
+    measure("simulate.py", ["camera", "-o", frame, "-n", 1, "--seed", 2, "-q"])
+    given: list[object] = ["--pedestal", pedestal, "--save-pedestal", averaged, "-o", folder / "one.root"]
+    measure("reco.py", ["camera", frame, *given, "-q"])
     yield system(folder, "camera", "frames", camera, ["--tracks", 6], ["--pedestal", averaged])
 
 
