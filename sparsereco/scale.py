@@ -129,7 +129,7 @@ def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = 
             _check_software(client)
             yield client
         return
-    with dask.config.set(SETTINGS), _environment_kept():
+    with dask.config.set(SETTINGS), environment_kept():
         # A process that has loaded everything forks the workers, and those that replace lost ones.
         distributed.utils.get_mp_context().set_forkserver_preload(["distributed", *modules])
         with _interrupt_held():
@@ -147,8 +147,8 @@ def workers(number: int | None, scheduler: str | None, modules: Iterable[str] = 
 
 
 @contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Takes out of the environment again what Dask puts there for its workers: it is that of this process, too."""
+def environment_kept() -> Iterator[None]:
+    """Takes out of the environment again what is put there for processes to come: it is that of this process, too."""
     before = dict(os.environ)
     try:
         yield

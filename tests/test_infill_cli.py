@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import awkward as ak
@@ -244,7 +245,9 @@ def test_a_training_of_three_steps(run_tool: RunTool, bank_file: Path, capsys: p
     assert run_tool("train", "filler", *options) == cli.WRONG_INPUT
     assert "tools/simulate.py lar-bank -o banks/lar.npz" in capsys.readouterr().err
     banks = ["--tracks.bank", bank_file, "--held_out", bank_file, "--held_out_batches", 1]
+    environment = dict(os.environ)
     assert run_tool("train", "filler", *options, *banks) == cli.DONE
+    assert dict(os.environ) == environment  # what the processes of the training need is theirs alone
     from sparsereco import checkpoint
 
     made = checkpoint.metadata("out/filler.safetensors")

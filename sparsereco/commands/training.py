@@ -20,6 +20,7 @@ from torch import nn
 from sparsereco import checkpoint, cli
 from sparsereco.commands.common import check_banks
 from sparsereco.errors import InputError
+from sparsereco.scale import environment_kept
 from sparsereco.train import fit
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -81,10 +82,11 @@ def in_processes(work: Callable[..., None], settings: Any, *arguments: Any) -> N
     if dist.is_torchelastic_launched():
         _join_in(int(os.environ["RANK"]), work, "env://", settings, arguments)
         return
-    # glibc would give the large tensors of every step back to the system, which zeroes them anew for the next: a tenth
-    # of the time.
-    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)} | os.environ
-    with tempfile.TemporaryDirectory() as meeting:
+    with environment_kept(), tempfile.TemporaryDirectory() as meeting:
+        # glibc would give the large tensors of every step back to the system, which zeroes them anew for the next: a
+        # tenth of the time.
+        os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
         passed = (work, f"file://{meeting}/store", settings, arguments)
         torch.multiprocessing.spawn(_join_in, passed, nprocs=settings.processes)  # type: ignore[attr-defined]
 

@@ -35,7 +35,7 @@ class Ragged:
         order = torch.arange(len(counts), device=counts.device) if order is None else order
         lengths = counts[order]
         local = _padded(lengths)
-        parts = tuple(_padded(some) for some in lengths.split(_PART)) if len(counts) > _PART else (local,)
+        parts = tuple(_padded(some) for some in lengths.split(_PART))
         mask = torch.zeros_like(local.mask).index_copy(0, order, local.mask)
         return cls(order[local.event], local.slot, mask, parts)
 

@@ -155,7 +155,7 @@ class Decomposer(nn.Module):
             x = block(x, ragged)
         first, first_scale = _vertex(exactly(self.first_head, x[of_summary]), line.nearest)
         seen = exactly(self.relative, relative_features(crops, place, first.detach(), first_scale.detach(), line))
-        x = x + torch.zeros_like(x).index_put((of_voxel,), seen.to(x.dtype))
+        x = x.index_add(0, of_voxel, seen.to(x.dtype))
         for block in self.second:
             x = block(x, ragged)
         summary = x[of_summary]
