@@ -18,8 +18,8 @@ struct PairList {
 constexpr int64_t kPad = 16;
 inline int64_t padded(int64_t channels) { return (channels + kPad - 1) / kPad * kPad; }
 
-// Output rows that are computed together: 256 KiB of sums, a part of the second-level cache.
-inline int64_t block_rows(int64_t c_out) { return padded(c_out) < 1024 ? 65536 / padded(c_out) : 64; }
+// Output rows that are computed together: 128 KiB of sums, a part of the second-level cache.
+inline int64_t block_rows(int64_t c_out) { return padded(c_out) < 512 ? 32768 / padded(c_out) : 64; }
 
 // All pointers but those to rows are aligned to 64 bytes. `lists` start at the first pair of the output rows [begin,
 // end), and are consumed. Each number is added up in an order that does not depend on how output rows are split.
