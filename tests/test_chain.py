@@ -35,7 +35,7 @@ def random_config(tmp_path_factory: pytest.TempPathFactory) -> VertexConfig:
     torch.manual_seed(6)
     finder = Finder(FinderConfig(channels=(16, 8, 8)))
     decomposer = Decomposer(
-        DecomposerConfig(width=24, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=16)
+        DecomposerConfig(width=24, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=16)
     )
     with torch.no_grad():
         finder.head.weight[:1].mul_(3)

@@ -30,7 +30,7 @@ SYMMETRIES = torch.stack(
 def decomposer(more: float = -0.5) -> Decomposer:
     """A small one with random weights; ``more`` moves the odds that it names another hadron."""
     torch.manual_seed(5)
-    config = DecomposerConfig(width=24, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=CONTEXT)
+    config = DecomposerConfig(width=24, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=CONTEXT)
     model = Decomposer(config).eval()
     with torch.no_grad():
         model.step_head[-1].weight.mul_(4)

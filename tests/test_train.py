@@ -178,7 +178,7 @@ def test_the_finder_trains_on_composed_events(tracks: TrackBank, tmp_path: Path)
 
 def test_the_decomposer_trains_on_crops_as_the_chain_cuts_them(tracks: TrackBank, tmp_path: Path) -> None:
     torch.manual_seed(4)
-    config = DecomposerConfig(width=16, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=8)
+    config = DecomposerConfig(width=16, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=8)
     decomposer, finder = Decomposer(config), small_finder()
     schedule, reports = Schedule(steps=2, batch_size=8, warmup=1), []
     fit(
@@ -223,7 +223,7 @@ def test_the_truth_of_a_crop(tracks: TrackBank) -> None:
 def test_the_calibration_is_that_of_one_prior(tracks: TrackBank, conf2: float) -> None:
     """It makes a second calibration on the same events find nothing to do, and leaves the other prior alone."""
     torch.manual_seed(4)
-    config = DecomposerConfig(width=16, heads=2, first_blocks=1, second_blocks=1, decoder_blocks=1, context=8)
+    config = DecomposerConfig(width=16, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=8)
     decomposer, finder, stream = Decomposer(config).eval(), small_finder(), EventStream(conf2=conf2)
     with torch.no_grad():
         decomposer.step_head[-1].bias[-1] = 3.0  # so that it names hadrons at all

@@ -1,10 +1,10 @@
 """The decomposer: a transformer that takes a crop apart into its vertex and its hadrons.
 
 Every crop is turned by one of the 48 symmetries of the voxel grid so that its longest leaving track points into one
-wedge of the sphere: the network learns one forty-eighth of the problem. The encoder first estimates the vertex, then
-sees every voxel relative to it. The decoder names hadrons one by one in descending energy; each step is a mixture
-density over energy and direction, so hadrons of near-equal energy may come in either order, and every error is a
-predicted one.
+wedge of the sphere: the network learns one forty-eighth of the problem. The encoder estimates the vertex several times,
+each time from voxels seen relative to the estimate before. The decoder names hadrons one by one in descending energy;
+each step is a mixture density over energy and direction, so hadrons of near-equal energy may come in either order, and
+every error is a predicted one.
 """
 
 from __future__ import annotations
@@ -52,10 +52,8 @@ class DecomposerConfig:
     width: int = 112
     """Features of a token."""
     heads: int = 4
-    first_blocks: int = 2
-    """Encoder blocks before the vertex is estimated."""
-    second_blocks: int = 5
-    """Encoder blocks that see voxels relative to the estimate."""
+    encoder_blocks: tuple[int, ...] = (2, 2, 3)
+    """Encoder blocks before each estimate of the vertex; the next ones see every voxel relative to it."""
     decoder_blocks: int = 3
     context: int = 16
     """Features of the finder's embedding of a voxel."""
@@ -73,10 +71,8 @@ class Encoded:
     ragged: Ragged
     of_summary: Tensor  # (V,) int64, token of each summary
     of_voxel: Tensor  # (N,) int64, token of each voxel
-    vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
-    vertex_scale: Tensor  # (V, 3) Laplace scale along the axes of `frame` [voxels]
-    first_vertex: Tensor  # (V, 3) the estimate after the first blocks
-    first_scale: Tensor  # (V, 3)
+    vertices: Tensor  # (E, V, 3) estimates, the last one best, relative to the centre of the crop [voxels]
+    vertex_scales: Tensor  # (E, V, 3) Laplace scales along the axes of `frame` [voxels]
     total: Tensor  # (V,) kinetic energy of all hadrons together [units of ENERGY]
     total_scale: Tensor  # (V,) Laplace scale [units of ENERGY]
     number: Tensor  # (V, MAX_HADRONS + 1) logits of the number of hadrons
@@ -103,11 +99,19 @@ class Decomposer(nn.Module):
         self.track = nn.Sequential(nn.Linear(TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.summary = nn.Parameter(0.02 * torch.randn(width))
         self.prior = nn.Embedding(2, width)
-        self.first = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.first_blocks))
-        self.first_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6))
-        self.relative = nn.Sequential(nn.Linear(RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
-        self.second = nn.ModuleList(EncoderBlock(width, heads) for _ in range(settings.second_blocks))
-        self.vertex_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
+        self.encoder = nn.ModuleList(
+            nn.ModuleList(EncoderBlock(width, heads) for _ in range(blocks)) for blocks in settings.encoder_blocks
+        )
+        self.vertex_heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6)) for _ in settings.encoder_blocks[1:]
+        )
+        self.vertex_heads.append(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
+        )
+        self.relative = nn.ModuleList(
+            nn.Sequential(nn.Linear(RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+            for _ in settings.encoder_blocks[1:]
+        )
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS + 1, width))
         self.hadron = nn.Sequential(nn.Linear(HADRON_FEATURES, width), nn.GELU(), nn.Linear(width, width))
@@ -151,19 +155,21 @@ class Decomposer(nn.Module):
         of_summary, of_voxel = token[: len(crops)], token[len(crops) + len(crops.tracks) :]
         x = torch.cat([summary, tracks, voxels])[order]
 
-        for block in self.first:
-            x = block(x, ragged)
-        first, first_scale = _vertex(exactly(self.first_head, x[of_summary]), line.nearest)
-        seen = exactly(self.relative, relative_features(crops, place, first.detach(), first_scale.detach(), line))
-        x = x.index_add(0, of_voxel, seen.to(x.dtype))
-        for block in self.second:
-            x = block(x, ragged)
+        estimates, vertex, scale = [], line.nearest, torch.empty(0)
+        for i, blocks in enumerate(cast(Iterable[Iterable[EncoderBlock]], self.encoder)):
+            if i > 0:
+                seen = exactly(self.relative[i - 1], relative_features(crops, place, vertex, scale, line))
+                x = x.index_add(0, of_voxel, seen.to(x.dtype))
+            for block in blocks:
+                x = block(x, ragged)
+            estimates.append(_vertex(exactly(self.vertex_heads[i], x[of_summary]), vertex))
+            vertex, scale = (value.detach() for value in estimates[-1])
+        vertices, scales = (torch.stack(parts) for parts in zip(*estimates, strict=True))
         summary = x[of_summary]
-        vertex, scale = _vertex(exactly(self.vertex_head, summary), first.detach())
         total, number = exactly(self.total_head, summary), exactly(self.number_head, summary)
         total, total_scale = total[:, 0] + 4, softplus(total[:, 1]) + 0.005
         return Encoded(
-            *(x, ragged, of_summary, of_voxel, vertex, scale, first, first_scale, total, total_scale, number),
+            *(x, ragged, of_summary, of_voxel, vertices, scales, total, total_scale, number),
             *(turn, line.frame),
         )
 
@@ -236,13 +242,12 @@ class Decomposer(nn.Module):
         )
         kinematics = -log_density(steps, direction, hadrons.ke / ENERGY)[exists]
         species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
-        off, first_off = (
-            turned(where - estimate, encoded.frame) for estimate in (encoded.vertex, encoded.first_vertex)
-        )
+        off = torch.stack([turned(where - vertex, encoded.frame) for vertex in encoded.vertices])
+        vertex_loss = laplace(off, 0.0, encoded.vertex_scales).sum((1, 2))
         n = max(len(crops), 1)
         return {
-            "vertex": 2 * laplace(off, 0.0, encoded.vertex_scale).sum() / n,
-            "first": 0.6 * laplace(first_off, 0.0, encoded.first_scale).sum() / n,
+            "vertex": 2 * vertex_loss[-1] / n,
+            "earlier": 0.6 * vertex_loss[:-1].sum() / n,
             "total": laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
             "number": cross_entropy(encoded.number, hadrons.count, reduction="sum") / n,
             "more": more[asked].sum() / n,
@@ -291,10 +296,10 @@ class Decomposer(nn.Module):
         share = share * going[crops.crop]
         # A row for each axis of the track's frame.
         axes = torch.bmm(encoded.frame, encoded.turn)
-        width = self.vertex_calibration[prior] * LAPLACE_68 * encoded.vertex_scale
+        width = self.vertex_calibration[prior] * LAPLACE_68 * encoded.vertex_scales[-1]
         covariance = (axes[:, :, :, None] * axes[:, :, None, :] * width.square()[:, :, None, None]).sum(1)
         return Decomposition(
-            vertex=turned(encoded.vertex, back),
+            vertex=turned(encoded.vertices[-1], back),
             vertex_err=covariance.diagonal(dim1=1, dim2=2).sqrt(),
             vertex_cov=covariance,
             total=encoded.total * ENERGY,
