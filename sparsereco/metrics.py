@@ -62,9 +62,9 @@ class Comparison:
     true_total: np.ndarray
     """(E,) kinetic energy of all hadrons [MeV]."""
     reco_total: np.ndarray
-    """(E,) [MeV], 0 where no vertex is found."""
+    """(E,) that of the vertex with the highest score [MeV], 0 where none is found."""
     total_err: np.ndarray
-    """(E,) errors of the hadrons' energies added in quadrature [MeV]."""
+    """(E,) its standard error [MeV], NaN where there is no vertex."""
     true_vertex: np.ndarray
     """(E, 3) [mm]."""
     reco_vertex: np.ndarray
@@ -101,19 +101,20 @@ def compare(truth: ak.Array, reco: ak.Array) -> Comparison:
         pair(true, found, optimal_partners),
         pair(true, found, rank_partners),
         true.ke.sum(1),
-        found.ke.sum(1),
-        np.sqrt((found.ke_err**2).sum(1)),
+        np.nan_to_num(_of_best_vertex(reco, "vtx_ke")[:, 0]),
+        _of_best_vertex(reco, "vtx_ke_err")[:, 0],
         true_vertex,
-        _of_best_vertex(reco, "vtx_"),
-        _of_best_vertex(reco, "vtx_s"),
+        _of_best_vertex(reco, "vtx_x", "vtx_y", "vtx_z"),
+        _of_best_vertex(reco, "vtx_sx", "vtx_sy", "vtx_sz"),
         np.sqrt(ak.to_numpy(ak.fill_none(ak.min(squares, axis=1), np.inf)).astype(np.float64)),
     )
 
 
-def _of_best_vertex(reco: ak.Array, prefix: str) -> np.ndarray:
+def _of_best_vertex(reco: ak.Array, *branches: str) -> np.ndarray:
+    """(E, branches) of the vertex with the highest score, NaN where there is none."""
     best = best_vertex(reco)
     chosen = ak.local_index(reco.vtx_score, axis=1) == best
-    columns = [ak.fill_none(ak.firsts(reco[f"{prefix}{axis}"][chosen]), np.nan) for axis in "xyz"]
+    columns = [ak.fill_none(ak.firsts(reco[branch][chosen]), np.nan) for branch in branches]
     return np.stack([ak.to_numpy(column) for column in columns], axis=1).astype(np.float64)
 
 

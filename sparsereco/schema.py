@@ -135,6 +135,8 @@ RECO = Schema(
             *_axes("vtx_", "the vertex", "mm"),
             *_axes("vtx_s", "the vertex: standard error", "mm"),
             Branch("vtx_score", "score of the vertex (0 to 1)"),
+            Branch("vtx_ke", "kinetic energy of all its hadrons together", "MeV"),
+            Branch("vtx_ke_err", "standard error of the kinetic energy of all hadrons", "MeV"),
             Branch("vtx_deviance", "deviance of the fitted image from the crop, NaN where none is fitted"),
             Branch("vtx_ndf", "degrees of freedom of the deviance, 0 where none is fitted"),
         ),

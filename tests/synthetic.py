@@ -104,6 +104,7 @@ def reco_events(
         {name: truth[name] for name in ("run", "subrun", "event")}
         | {f"vtx_{axis}": vertices(vertex[:, i]) for i, axis in enumerate("xyz")}
         | {f"vtx_s{axis}": vertices(vertex_sigma) for axis in "xyz"}
+        | {"vtx_ke": vertices(np.bincount(owner, ke, n)), "vtx_ke_err": vertices(ke_sigma * np.sqrt(counts))}
         | {"vtx_score": vertices(0.9), "vtx_deviance": vertices(0), "vtx_ndf": vertices(0)}
         | {"part_vtx": particles(0, np.int32), "part_pdg": particles(pdg, np.int32), "part_score": particles(0.9)}
         | {"part_ke": particles(ke), "part_ke_err": particles(ke_sigma), "part_dir_err": particles(dir_sigma)}

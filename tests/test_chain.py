@@ -34,13 +34,11 @@ def random_config(tmp_path_factory: pytest.TempPathFactory) -> VertexConfig:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(6)
     finder = Finder(FinderConfig(channels=(16, 8, 8)))
-    decomposer = Decomposer(
-        DecomposerConfig(width=24, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=16)
-    )
+    decomposer = Decomposer(DecomposerConfig(width=24, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=16))
     with torch.no_grad():
         finder.head.weight[:1].mul_(3)
         decomposer.step_head[-1].weight.mul_(4)
-        decomposer.step_head[-1].bias[-1] = 3.0
+        decomposer.number_head[-1].bias[-1] = 9.0
         decomposer.place.mul_(30)
     checkpoint.save(folder / "finder.safetensors", finder)
     checkpoint.save(folder / "decomposer.safetensors", decomposer)
@@ -113,7 +111,7 @@ def test_vertices_and_particles_are_sound(reco: ak.Array) -> None:
         for branch in RECO.branches
         if branch.name in RECO.counters
     }
-    for name in ("vtx_sx", "vtx_sy", "vtx_sz", "part_ke_err", "part_dir_err"):
+    for name in ("vtx_sx", "vtx_sy", "vtx_sz", "vtx_ke_err", "part_ke_err", "part_dir_err"):
         assert (flat[name] > 0).all(), name
         assert np.isfinite(flat[name]).all(), name
     for name in ("vtx_score", "part_score"):
@@ -123,6 +121,7 @@ def test_vertices_and_particles_are_sound(reco: ak.Array) -> None:
         np.testing.assert_allclose(length, 1, atol=1e-5)
     assert set(flat["part_pdg"].tolist()) <= {2212, 1000010020, 1000010030}
     assert (flat["part_ke"] >= 0).all()
+    assert (flat["vtx_ke"] >= 0).all()
     assert ((flat["trk_ke"] == -1) | (flat["trk_ke"] > 0)).all()
     assert np.isnan(flat["vtx_deviance"]).all()
     assert (flat["vtx_ndf"] == 0).all()

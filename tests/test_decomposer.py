@@ -27,15 +27,19 @@ SYMMETRIES = torch.stack(
 """Of the cube: the 48 signed permutations."""
 
 
-def decomposer(more: float = -0.5) -> Decomposer:
-    """A small one with random weights; ``more`` moves the odds that it names another hadron."""
+def decomposer(number: int | None = None) -> Decomposer:
+    """A small one with random weights, which names that many hadrons, or one number here and another there."""
     torch.manual_seed(5)
     config = DecomposerConfig(width=24, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=CONTEXT)
     model = Decomposer(config).eval()
     with torch.no_grad():
         model.step_head[-1].weight.mul_(4)
-        model.step_head[-1].weight[-1].mul_(8)  # so that crops differ in their number of hadrons
-        model.step_head[-1].bias[-1] = more
+        crops, head = random_crops(N_VOXELS, N_TRACKS), model.number_head[-1]
+        logits = model.encode(crops, torch.ones(len(crops), dtype=torch.bool)).number
+        head.bias.sub_(logits.mean(0)).div_(logits.std(0))
+        head.weight.div_(logits.std(0)[:, None])
+        if number is not None:
+            head.bias[number] = 500.0
     return model
 
 
@@ -153,13 +157,13 @@ def test_a_crop_gets_the_same_answer_in_any_batch() -> None:
     [([0], [0]), ([0, 3], [2, 0]), ([1], [0]), ([343], [6]), ([28] * 3, [0, 1, 4]), ([], [])],
     ids=["nothing", "only tracks", "one voxel", "full", "0 to 4 tracks", "no crops"],
 )
-@pytest.mark.parametrize("more", [-50.0, 1.2, 50.0], ids=["none", "some", "all"])
-def test_any_size_of_input_gives_a_sound_answer(n_voxels: list[int], n_tracks: list[int], more: float) -> None:
+@pytest.mark.parametrize("number", [0, None, MAX_HADRONS], ids=["none", "some", "all"])
+def test_any_size_of_input_gives_a_sound_answer(n_voxels: list[int], n_tracks: list[int], number: int | None) -> None:
     crops = random_crops(n_voxels, n_tracks)
-    found = decomposer(more)(crops, True)
+    found = decomposer(number)(crops, True)
     counts = torch.bincount(found.crop, minlength=len(crops)).tolist()
-    if abs(more) > 2:
-        assert counts == [MAX_HADRONS if more > 0 else 0] * len(crops)
+    if number is not None:
+        assert counts == [number] * len(crops)
     assert found.step.tolist() == [step for count in counts for step in range(count)]
     assert found.crop.tolist() == [crop for crop, count in enumerate(counts) for _ in range(count)]
     assert found.vertex.shape == found.vertex_err.shape == (len(crops), 3)
@@ -176,14 +180,14 @@ def test_any_size_of_input_gives_a_sound_answer(n_voxels: list[int], n_tracks: l
 @pytest.mark.parametrize("max_hadrons", [1, 3])
 def test_no_more_hadrons_than_allowed(max_hadrons: int) -> None:
     crops = random_crops([20, 8], [1, 1])
-    few, all_ = decomposer(50.0)(crops, True, max_hadrons), decomposer(50.0)(crops, True)
+    few, all_ = decomposer(MAX_HADRONS)(crops, True, max_hadrons), decomposer(MAX_HADRONS)(crops, True)
     assert torch.bincount(few.crop).tolist() == [max_hadrons] * 2
     torch.testing.assert_close(few.direction, all_.direction[all_.step < max_hadrons])
 
 
 def test_the_energies_add_up_to_the_total() -> None:
     """Each hadron moves by its own uncertainty, and not below zero."""
-    model, crops = decomposer(50.0), random_crops(N_VOXELS, N_TRACKS)
+    model, crops = decomposer(MAX_HADRONS), random_crops(N_VOXELS, N_TRACKS)
     with torch.inference_mode():
         total = model.encode(crops, torch.ones(len(crops), dtype=torch.bool)).total * ENERGY
     found = model(crops, True)
@@ -199,7 +203,8 @@ def test_the_calibration_scales_the_errors_alone(light_nuclei: bool) -> None:
     """Each prior has one of its own."""
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
     before = model(crops, light_nuclei)
-    for value, buffer in enumerate((model.vertex_calibration, model.ke_calibration, model.dir_calibration), start=2):
+    buffers = model.vertex_calibration, model.ke_calibration, model.dir_calibration, model.total_calibration
+    for value, buffer in enumerate(buffers, start=2):
         buffer[int(light_nuclei)] = value
     expected = replace(
         before,
@@ -207,6 +212,7 @@ def test_the_calibration_scales_the_errors_alone(light_nuclei: bool) -> None:
         vertex_cov=4 * before.vertex_cov,
         ke_err=3 * before.ke_err,
         dir_err=4 * before.dir_err,
+        total_err=5 * before.total_err,
     )
     assert_same(model(crops, light_nuclei), expected)
 
@@ -224,12 +230,12 @@ def test_step_by_step_is_as_all_at_once() -> None:
     """The decoder remembers the steps before, instead of going through them again."""
     model, crops = decomposer(), random_crops(N_VOXELS, N_TRACKS)
     hadrons = random_hadrons(crops, [MAX_HADRONS] * 5)
-    named = name_hadrons(hadrons.direction, hadrons.ke, hadrons.species)
+    named = name_hadrons(hadrons.direction, hadrons.ke, hadrons.species)[:, :-1]
     with torch.inference_mode():
         encoded = model.encode(crops, NUCLEI[:5])
         remembered, before = model.remember(encoded), None
         expected, _ = model.decode(encoded, named, remembered)
-        for step in range(MAX_HADRONS + 1):
+        for step in range(MAX_HADRONS):
             new = named[:, step - 1 : step] if step else named[:, :0]
             found, before = model.decode(encoded, new, remembered, before)
             for field in fields(found):
@@ -281,7 +287,7 @@ def test_a_turned_truth_costs_the_same() -> None:
 
 def test_energies_are_in_mev() -> None:
     """The density is over energies in units of ENERGY: a mode at 1 is a hadron of that many MeV."""
-    model, crops = decomposer(50.0), random_crops([10], [1])
+    model, crops = decomposer(MAX_HADRONS), random_crops([10], [1])
     with torch.no_grad():
         model.step_head[-1].weight[:28].zero_()
         model.step_head[-1].bias[:28].zero_()

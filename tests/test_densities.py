@@ -17,16 +17,15 @@ from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, log_densi
 def test_the_density_of_a_step_integrates_to_one(kappa: float) -> None:
     """Over the sphere (Gauss-Legendre times uniform) and all energies (trapezoid), with four different modes."""
     random = torch.Generator().manual_seed(1)
-    factor = torch.tensor([1.0, 0.5, 1.5, 1.0]).double().expand(1, 2, 4)
+    factor = torch.tensor([1.0, 0.5, 1.5, 1.0]).double().expand(1, 1, 4)
     steps = Steps(
-        weight=torch.randn(1, 2, 4, generator=random).double().log_softmax(-1),
-        direction=torch.nn.functional.normalize(torch.randn(1, 2, 4, 3, generator=random).double(), dim=-1),
+        weight=torch.randn(1, 1, 4, generator=random).double().log_softmax(-1),
+        direction=torch.nn.functional.normalize(torch.randn(1, 1, 4, 3, generator=random).double(), dim=-1),
         kappa=kappa * factor,
         ke=factor,
         ke_scale=0.3 * factor,
-        species=torch.zeros(1, 2, 3),
-        more=torch.zeros(1, 2),
-        share=torch.zeros(1, 2, 0),
+        species=torch.zeros(1, 1, 3),
+        share=torch.zeros(1, 1, 0),
     )
     cosine, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
     phi = torch.arange(64).double() * (2 * math.pi / 64)
@@ -73,20 +72,15 @@ def test_modes_that_disagree_widen_the_interval() -> None:
     assert 5.9 < half.item() < 6.1
 
 
-def test_two_estimates_of_a_number_that_agree_are_kept() -> None:
-    more = torch.tensor([[0.9, 0.5, 0.2]])  # stops at 0, 1, 2, 3 with 0.1, 0.45, 0.36, 0.09
-    expected = torch.tensor([[0.1, 0.45, 0.36, 0.09]])
-    seen = torch.tensor([[0.1, 0.45, 0.36, 0.04, 0.03, 0.01, 0.01]]).log()  # three and more: 0.09
-    torch.testing.assert_close(number_probability(more, seen), expected)
+def test_the_most_that_may_be_named_stands_for_more() -> None:
+    seen = torch.tensor([[0.1, 0.45, 0.36, 0.04, 0.03, 0.01, 0.01]])
+    torch.testing.assert_close(number_probability(seen.log(), 6), seen)
+    torch.testing.assert_close(number_probability(seen.log(), 3), torch.tensor([[0.1, 0.45, 0.36, 0.09]]))
 
 
-@given(
-    steps=st.integers(1, 6),
-    more=st.lists(st.floats(0, 1), min_size=6, max_size=6),
-    seen=st.lists(st.floats(-20, 20), min_size=7, max_size=7),
-)
-def test_the_probabilities_of_all_numbers_add_up_to_one(steps: int, more: list[float], seen: list[float]) -> None:
-    number = number_probability(torch.tensor([more[:steps]]), torch.tensor([seen]))
-    assert number.shape == (1, steps + 1)
+@given(most=st.integers(1, 6), seen=st.lists(st.floats(-20, 20), min_size=7, max_size=7))
+def test_the_probabilities_of_all_numbers_add_up_to_one(most: int, seen: list[float]) -> None:
+    number = number_probability(torch.tensor([seen]), most)
+    assert number.shape == (1, most + 1)
     assert (number >= 0).all()
     assert number.sum().item() == pytest.approx(1, abs=1e-5)

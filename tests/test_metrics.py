@@ -88,11 +88,12 @@ def test_known_errors_are_calibrated(perfect_count: dict) -> None:
 
 def test_errors_half_as_large_as_they_should_be_show(truth: ak.Array) -> None:
     reco = reco_events(truth)
-    for name in ("part_ke_err", "vtx_sx"):
+    for name in ("part_ke_err", "vtx_sx", "vtx_ke_err"):
         reco[name] = reco[name] / 2
     calibration = summarise(compare(truth, reco))["calibration"]
     assert agrees(calibration["hadron_energy"]["coverage"], 0.3829)
     assert agrees(calibration["vertex_x"]["coverage"], 0.3829)
+    assert agrees(calibration["total_energy"]["coverage"], 0.3829)
     assert agrees(calibration["vertex_y"]["coverage"], 0.6827)
 
 
@@ -129,12 +130,14 @@ def test_only_the_best_vertex_is_compared() -> None:
     fields["vtx_score"] = ak.Array([[0.3, 0.8]])
     fields["part_vtx"] = ak.Array([[1] * hadrons + [0] * hadrons])
     fields["vtx_x"] = ak.Array([[near, near + 500]])
+    fields["vtx_ke"] = ak.Array([[40.0, 70.0]])
     both = ak.Array({name: reco[name] for name in ("run", "subrun", "event")} | fields)
     assert best_vertex(both).tolist() == [1]
     comparison = compare(truth, both)
     assert comparison.reco.count.tolist() == [hadrons]
     assert comparison.distance[0] == pytest.approx(500, abs=10)
     assert comparison.nearest[0] < 20
+    assert comparison.reco_total.tolist() == [70.0]
 
 
 def test_no_events_give_numbers_that_are_not_known() -> None:

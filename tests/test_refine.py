@@ -249,13 +249,28 @@ def test_the_error_of_a_mixture_is_that_of_its_parts_and_of_their_distance() -> 
     problem = to_problem(truth.crops, truth.signal, start, 1, refiner().expected)
     fitted = replace(problem.mean, vertex=problem.mean.vertex + 0.3, ke=problem.mean.ke + 2)
     same, near = torch.full((1, 10), 1e-9), torch.full((1, 10), 1.0)
-    values = combined(problem, fitted, same)
+    values = combined(problem, fitted, same, same[:, 0])
     torch.testing.assert_close(values.vertex, problem.mean.vertex + 0.4 * 0.3)
     torch.testing.assert_close(values.vertex_err, torch.full((1, 3), (0.6 * 0.15**2 + 0.24 * 0.3**2) ** 0.5))
     torch.testing.assert_close(values.ke, problem.mean.ke + 1.6)
     torch.testing.assert_close(values.ke_err, torch.full((1, 1), (0.2 * 9 + 0.16 * 4.0) ** 0.5))
+    torch.testing.assert_close(values.total, values.ke[:, 0])
+    torch.testing.assert_close(values.total_err, values.ke_err[:, 0])
     torch.testing.assert_close(values.direction, problem.mean.direction)
-    assert (combined(problem, fitted, near).dir_err > values.dir_err).all()
+    assert (combined(problem, fitted, near, near[:, 0]).dir_err > values.dir_err).all()
+
+
+def test_the_error_of_the_sum_of_energies_knows_that_they_trade(fit: Refiner) -> None:
+    """Of two protons side by side the sum is known better than the parts; of one alone it is the part."""
+    for energies, trade in (((40.0,), False), ((40.0, 30.0), True)):
+        truth = Truth(30, seed=16, noise=True, energies=energies, apart=0.05)
+        start = truth.found()
+        start = replace(start, total_err=torch.full((30,), 50.0), ke_err=torch.full_like(start.ke_err, 20.0))
+        found = fit(truth.crops, truth.signal, start).found
+        torch.testing.assert_close(found.total, torch.zeros(30).index_add(0, found.crop, found.ke))
+        apart = torch.zeros(30).index_add(0, found.crop, found.ke_err.square()).sqrt()
+        ratio = (found.total_err / apart).median().item()
+        assert ratio < 0.8 if trade else abs(ratio - 1) < 0.15, "the same, but for calibrations of their own"
 
 
 def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:

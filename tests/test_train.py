@@ -226,10 +226,11 @@ def test_the_calibration_is_that_of_one_prior(tracks: TrackBank, conf2: float) -
     config = DecomposerConfig(width=16, heads=2, encoder_blocks=(1, 1), decoder_blocks=1, context=8)
     decomposer, finder, stream = Decomposer(config).eval(), small_finder(), EventStream(conf2=conf2)
     with torch.no_grad():
-        decomposer.step_head[-1].bias[-1] = 3.0  # so that it names hadrons at all
+        decomposer.number_head[-1].bias[0] = -9.0  # so that it names hadrons at all
     measured = calibrate(decomposer, finder, stream, tracks, 1, 5)
     assert set(measured) == {"vertex", "ke", "angle", "count"}
-    buffers = decomposer.vertex_calibration, decomposer.ke_calibration, decomposer.dir_calibration
+    buffers = [value for name, value in decomposer.named_buffers() if name.endswith("calibration")]
+    assert len(buffers) == 4
     first = torch.stack(buffers)
     assert (first[:, int(conf2)] != 1).all()
     assert (first[:, 1 - int(conf2)] == 1).all()

@@ -117,7 +117,7 @@ def _tables(truth: ak.Record | None, reco: ak.Record | None) -> list[Table]:
                 for vertex, ke in zip(reco.trk_vtx, reco.trk_ke, strict=True)
                 if vertex == n
             ]
-            title = f"Vertex {n}, score {score:.2f}"
+            title = f"Vertex {n}, score {score:.2f}, hadrons {reco.vtx_ke[n]:.1f} ± {reco.vtx_ke_err[n]:.1f} MeV"
             if reco.vtx_ndf[n] > 0:
                 title += f", deviance {reco.vtx_deviance[n]:.1f} / {reco.vtx_ndf[n]:.0f}"
             tables.append(Table(title, ("particle", "energy [MeV]", "direction"), rows))

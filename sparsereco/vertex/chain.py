@@ -242,7 +242,7 @@ class VertexChain:
         if fitted is not None:
             deviance, ndf = fitted.deviance.cpu(), fitted.ndf.cpu()
         put("vtx", vertices.event, **{"": where, "s": found.vertex_err * pitch, "score": vertices.score})
-        put("vtx", vertices.event, deviance=deviance, ndf=ndf)
+        put("vtx", vertices.event, ke=found.total.clamp(min=0), ke_err=found.total_err, deviance=deviance, ndf=ndf)
         crop = found.crop[order]
         pdg = torch.tensor(SPECIES)[found.species[order]]
         put(

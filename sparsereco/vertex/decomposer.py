@@ -86,6 +86,7 @@ class Decomposer(nn.Module):
     vertex_calibration: Tensor
     ke_calibration: Tensor
     dir_calibration: Tensor
+    total_calibration: Tensor
     track_light: Tensor
 
     def __init__(self, settings: DecomposerConfig) -> None:
@@ -113,11 +114,11 @@ class Decomposer(nn.Module):
             for _ in settings.encoder_blocks[1:]
         )
         self.start = nn.Parameter(0.02 * torch.randn(width))
-        self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS + 1, width))
+        self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS, width))
         self.hadron = nn.Sequential(nn.Linear(HADRON_FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.decoder = nn.ModuleList(DecoderBlock(width, heads) for _ in range(settings.decoder_blocks))
         self.step_head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES) + 1)
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES))
         )
         self.share_query, self.share_key = nn.Linear(width, 32), nn.Linear(width, 32)
         self.total_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 2))
@@ -129,6 +130,7 @@ class Decomposer(nn.Module):
         self.register_buffer("vertex_calibration", torch.ones(2))
         self.register_buffer("ke_calibration", torch.ones(2))
         self.register_buffer("dir_calibration", torch.ones(2))
+        self.register_buffer("total_calibration", torch.ones(2))
         # Light per length of a leaving track, median over the events of the training at the nominal light yield
         # [p.e. per voxel].
         self.register_buffer("track_light", torch.tensor(160.0))
@@ -204,15 +206,14 @@ class Decomposer(nn.Module):
             after.append(key_value)
         share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
         out = exactly(self.step_head, x)
-        modes, rest = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
+        modes, species = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
         steps = Steps(
             weight=modes[..., 0].log_softmax(-1),
             direction=normalize(modes[..., 1:4], dim=-1),
             kappa=softplus(modes[..., 4] + 1) + 0.05,
             ke=modes[..., 5] + 1,
             ke_scale=softplus(modes[..., 6]) + 0.005,
-            species=rest[..., : len(SPECIES)],
-            more=rest[..., len(SPECIES)],
+            species=species,
             share=share.float(),
         )
         return steps, after
@@ -232,16 +233,12 @@ class Decomposer(nn.Module):
         where = turned(vertex, encoded.turn)
         hadrons = in_order(hadrons, crops.crop, generator)
         direction = torch.einsum("vij,vsj->vsi", encoded.turn, hadrons.direction)
-        named = name_hadrons(*blurred(direction, hadrons.ke, generator), hadrons.species)
+        named = name_hadrons(*blurred(direction, hadrons.ke, generator), hadrons.species)[:, :-1]
         steps, _ = self.decode(encoded, named, self.remember(encoded))
 
         exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]  # (V, S)
-        asked = torch.arange(MAX_HADRONS + 1) <= hadrons.count[:, None]  # (V, S + 1): the step after the last says stop
-        more = binary_cross_entropy_with_logits(
-            steps.more, torch.nn.functional.pad(exists, (0, 1)).float(), reduction="none"
-        )
         kinematics = -log_density(steps, direction, hadrons.ke / ENERGY)[exists]
-        species = cross_entropy(steps.species[:, :-1][exists], hadrons.species[exists], reduction="none")
+        species = cross_entropy(steps.species[exists], hadrons.species[exists], reduction="none")
         off = torch.stack([turned(where - vertex, encoded.frame) for vertex in encoded.vertices])
         vertex_loss = laplace(off, 0.0, encoded.vertex_scales).sum((1, 2))
         n = max(len(crops), 1)
@@ -250,7 +247,6 @@ class Decomposer(nn.Module):
             "earlier": 0.6 * vertex_loss[:-1].sum() / n,
             "total": laplace(hadrons.ke.sum(1) / ENERGY, encoded.total, encoded.total_scale).sum() / n,
             "number": cross_entropy(encoded.number, hadrons.count, reduction="sum") / n,
-            "more": more[asked].sum() / n,
             "kinematics": kinematics.sum() / n,
             "species": species.sum() / n,
             "share": 2 * _share_loss(steps, encoded, crops, hadrons, exists),
@@ -258,9 +254,7 @@ class Decomposer(nn.Module):
 
     @torch.inference_mode()
     def forward(self, crops: Crops, light_nuclei: bool, max_hadrons: int = MAX_HADRONS) -> Decomposition:
-        """Takes crops apart: at each step the likeliest mode, and as many hadrons as is likeliest in all.
-
-        Stopping at the first step that is less likely than not would often miss the likeliest number.
+        """Takes crops apart: as many hadrons as is likeliest, and at each step the likeliest mode.
 
         Args:
             crops: what to take apart.
@@ -282,13 +276,13 @@ class Decomposer(nn.Module):
             species = likely.argmax(-1)
             scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
             share = encoded.ragged.pack(steps.share[:, -1])[encoded.of_voxel].sigmoid()
-            found.append((species, likely, steps.more[:, -1].sigmoid(), ke, scale, direction, kappa, share))
+            found.append((species, likely, ke, scale, direction, kappa, share))
             named = name_hadrons(direction, ke * ENERGY, species)[:, None]
-        species, likely, more, ke, scale, direction, kappa, share = (
+        species, likely, ke, scale, direction, kappa, share = (
             torch.stack(parts, 1) for parts in zip(*found, strict=True)
         )
-        number = number_probability(more, encoded.number)
-        score = number.flip(1).cumsum(1).flip(1)[:, 1:]  # (V, S) probability of at least 1, 2, ... hadrons
+        number = number_probability(encoded.number, max_hadrons)
+        score = number.flip(1).cumsum(1).flip(1)[:, 1:].clamp(max=1)  # (V, S) probability of at least 1, 2, ... hadrons
         going = torch.arange(max_hadrons) < number.argmax(1)[:, None]
         ke = _reconciled(ke, scale, going, encoded)
         crop, step = going.nonzero(as_tuple=True)
@@ -303,7 +297,7 @@ class Decomposer(nn.Module):
             vertex_err=covariance.diagonal(dim1=1, dim2=2).sqrt(),
             vertex_cov=covariance,
             total=encoded.total * ENERGY,
-            total_err=LAPLACE_68 * encoded.total_scale * ENERGY,
+            total_err=self.total_calibration[prior] * LAPLACE_68 * encoded.total_scale * ENERGY,
             number_prob=number,
             crop=crop,
             step=step,
@@ -336,7 +330,7 @@ def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> T
 
 def _share_loss(steps: Steps, encoded: Encoded, crops: Crops, hadrons: Hadrons, exists: Tensor) -> Tensor:
     """Cross-entropy of each hadron's share in each voxel, mean over the crops; bright voxels count more."""
-    share = encoded.ragged.pack(steps.share[:, :-1].transpose(1, 2))[encoded.of_voxel]
+    share = encoded.ragged.pack(steps.share.transpose(1, 2))[encoded.of_voxel]
     weight = crops.signal.sqrt()
     total = torch.zeros(len(crops)).index_add(0, crops.crop, weight).clamp(min=1)
     losses = binary_cross_entropy_with_logits(share, hadrons.share, reduction="none") * exists[crops.crop]

@@ -22,7 +22,6 @@ class Steps:
     ke: Tensor  # (V, S, M) [units of ENERGY]
     ke_scale: Tensor  # (V, S, M) Laplace scale [units of ENERGY]
     species: Tensor  # (V, S, len(SPECIES)) logits
-    more: Tensor  # (V, S) logit that there is another hadron
     share: Tensor  # (V, S, L) logit that the light of a token comes from this hadron
 
 
@@ -33,11 +32,11 @@ def laplace(x: Tensor, centre: Tensor | float, scale: Tensor) -> Tensor:
 
 def log_density(steps: Steps, direction: Tensor, ke: Tensor) -> Tensor:
     """(V, S) log density of the true hadrons: a mixture of von Mises-Fisher (direction) times Laplace (energy)."""
-    kappa = steps.kappa[:, :-1]
-    cosine = (steps.direction[:, :-1] * direction[:, :, None]).sum(-1)
+    kappa = steps.kappa
+    cosine = (steps.direction * direction[:, :, None]).sum(-1)
     fisher = kappa.log() - math.log(2 * math.pi) - torch.log1p(-torch.exp(-2 * kappa)) + kappa * (cosine - 1)
-    energy = -laplace(ke[:, :, None], steps.ke[:, :-1], steps.ke_scale[:, :-1])
-    return torch.logsumexp(steps.weight[:, :-1] + fisher + energy, -1)
+    energy = -laplace(ke[:, :, None], steps.ke, steps.ke_scale)
+    return torch.logsumexp(steps.weight + fisher + energy, -1)
 
 
 def half_width(value: Tensor, weight: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
@@ -57,20 +56,12 @@ def half_width(value: Tensor, weight: Tensor, centre: Tensor, scale: Tensor) -> 
     return high
 
 
-def number_probability(more: Tensor, seen: Tensor) -> Tensor:
-    """(V, S + 1) probability of each number of hadrons.
-
-    The number that is seen at once and the number at which the steps stop are two estimates of the same; their
-    geometric mean is taken.
+def number_probability(seen: Tensor, most: int) -> Tensor:
+    """(V, most + 1) probability of each number of hadrons; that of ``most`` stands for all above it, too.
 
     Args:
-        more: (V, S) probability, at each step, that there is another hadron.
         seen: (V, MAX_HADRONS + 1) logits of the number.
+        most: the most that may be named.
     """
-    n, steps = more.shape
-    at_least = torch.cat([torch.ones(n, 1), more.cumprod(1), torch.zeros(n, 1)], 1)
-    stops = (at_least[:, :-1] - at_least[:, 1:]).clamp(min=1e-9).log()
-    seen = seen.log_softmax(1)
-    # With fewer steps than hadrons, the last number stands for all above it.
-    seen = torch.cat([seen[:, :steps], seen[:, steps:].logsumexp(1, keepdim=True)], 1)
-    return ((stops + seen) / 2).softmax(1)
+    seen = seen.softmax(1)
+    return torch.cat([seen[:, :most], seen[:, most:].sum(1, keepdim=True)], 1)

@@ -39,7 +39,7 @@ class Decomposition:
     vertex: Tensor  # (V, 3) relative to the centre of the crop [voxels]
     vertex_err: Tensor  # (V, 3) [voxels]
     vertex_cov: Tensor  # (V, 3, 3) covariance [voxels^2]: the light tells least about the vertex along its track
-    total: Tensor  # (V,) kinetic energy of all hadrons together, as seen at once [MeV]
+    total: Tensor  # (V,) kinetic energy of all hadrons together: seen at once, better known than its parts [MeV]
     total_err: Tensor  # (V,) [MeV]
     number_prob: Tensor  # (V, S + 1) probability of each number of hadrons
     crop: Tensor  # (H,) int64

@@ -37,6 +37,7 @@ from sparsereco.vertex.hadrons import Decomposition
 from sparsereco.vertex.hypotheses import hypotheses, posterior_number, renamed
 from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, with_delta_rays
 from sparsereco.vertex.parameters import (
+    COMMON,
     HADRON,
     Problem,
     State,
@@ -79,6 +80,7 @@ class Outcome:
     problem: Problem
     state: State
     error: Tensor  # (F, D) standard errors; nan where nothing is better than the start
+    total_error: Tensor  # (F,) of the energy of all hadrons together [MeV]
     loss: Tensor  # (F,)
     start_loss: Tensor  # (F,)
     free: Tensor  # (F,) number of parameters that the light fixes
@@ -181,6 +183,10 @@ class Refiner:
         own[..., 2] = own[..., 1]
         between = torch.cat([ends.vertex - mean.vertex[:, None], torch.zeros(n, starts, 1), own.flatten(2)], 2)
         error = torch.einsum("fs,fsd->fd", weight, within + between.square()).sqrt()
+        on, energies = problem.on.float(), slice(COMMON, None, HADRON)
+        together = torch.einsum("fi,fij,fj->f", on[owner], inverse[:, energies, energies], on[owner])
+        apart = torch.einsum("fsp,fp->fs", own[..., 0], on)
+        total_error = torch.einsum("fs,fs->f", weight, together.view(n, starts) + apart.square()).sqrt()
 
         # Where the prior holds a parameter, the light has not fixed it.
         held = prior_derivatives(repeated, fits.state)[1]
@@ -201,7 +207,7 @@ class Refiner:
         error = torch.where(none[:, None], torch.nan, error)
         within_prior = torch.linalg.slogdet(prior_derivatives(problem, problem.mean)[1]).logabsdet
         evidence = torch.where(none, -torch.inf, evidence.amax(1) + 0.5 * within_prior)
-        return Outcome(problem, state, error, loss, first, free, (~sound).view(n, starts).sum(1), evidence)
+        return Outcome(problem, state, error, total_error, loss, first, free, (~sound).view(n, starts).sum(1), evidence)
 
     def _refined(self, nothing: Refined, crops: Crops, use: Tensor, ends: Outcome) -> Refined:
         """The fits of the crops ``use`` as a decomposition, with their images and deviance."""
@@ -210,7 +216,7 @@ class Refiner:
         row = torch.full((len(crops),), -1).index_copy(0, use, torch.arange(len(use)))
         slot = row[found.crop].clamp(min=0), found.step
         mine = (row[found.crop] >= 0) & fitted[slot[0]]
-        values = combined(problem, state, ends.error)
+        values = combined(problem, state, ends.error, ends.total_error)
 
         def taken(value: Tensor, old: Tensor) -> Tensor:
             return torch.where(mine.view(-1, *[1] * (old.ndim - 1)), value, old)
@@ -221,6 +227,8 @@ class Refiner:
             found,
             vertex=found.vertex.index_copy(0, some, values.vertex[fitted]),
             vertex_err=found.vertex_err.index_copy(0, some, values.vertex_err[fitted]),
+            total=found.total.index_copy(0, some, values.total[fitted]),
+            total_err=found.total_err.index_copy(0, some, values.total_err[fitted]),
             ke=taken(values.ke[slot], found.ke),
             ke_err=taken(values.ke_err[slot], found.ke_err),
             direction=taken(values.direction[slot], found.direction),

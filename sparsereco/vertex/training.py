@@ -183,10 +183,10 @@ def calibrate(
     """
     assert stream.conf2 in (0, 1)
     prior = int(stream.conf2)
-    for buffer in (model.vertex_calibration, model.ke_calibration, model.dir_calibration):
+    for buffer in (model.vertex_calibration, model.ke_calibration, model.dir_calibration, model.total_calibration):
         buffer[prior] = 1
     pitch = stream.detector.pitch
-    vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right = ([] for _ in range(8))
+    vertex, vertex_pull, total_pull, ke, ke_pull, angle, angle_pull, energy, right = ([] for _ in range(9))
     for k in range(batches):
         generator = torch.Generator().manual_seed(seed + k)
         crops, _, true_vertex, hadrons = decomposer_batch(finder, stream, bank, 500, generator)
@@ -194,6 +194,7 @@ def calibrate(
         residual = found.vertex - true_vertex
         vertex.append(residual.norm(dim=1) * pitch)
         vertex_pull.append((residual / found.vertex_err).abs().flatten())
+        total_pull.append((found.total - hadrons.ke.sum(1)).abs() / found.total_err)
         named = torch.bincount(found.crop, minlength=len(crops))
         right.append((named == hadrons.count).float())
         for crop, slot, row in _pairs(found.crop, found.ke, found.direction, hadrons):
@@ -205,6 +206,7 @@ def calibrate(
     joined = [torch.cat(part) for part in (vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right)]
     vertex_, vertex_pull_, ke_, ke_pull_, angle_, angle_pull_, energy_, right_ = joined
     model.vertex_calibration[prior] = vertex_pull_.quantile(0.6827)
+    model.total_calibration[prior] = torch.cat(total_pull).quantile(0.6827)
     model.ke_calibration[prior] = ke_pull_.quantile(0.6827)
     model.dir_calibration[prior] = angle_pull_.quantile(0.6827) / RAYLEIGH_68
     return {
