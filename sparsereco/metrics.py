@@ -94,6 +94,7 @@ def compare(truth: ak.Array, reco: ak.Array) -> Comparison:
         raise ValueError(f"expected as many reconstructed as true events, got {len(reco)} and {len(truth)}")
     true, found = true_hadrons(truth), reco_hadrons(reco)
     true_vertex = np.stack([ak.to_numpy(truth[f"vtx_{axis}"]) for axis in "xyz"], axis=1).astype(np.float64)
+    best = _of_best_vertex(reco, "vtx_ke", "vtx_ke_err", *(f"vtx_{kind}{axis}" for kind in ("", "s") for axis in "xyz"))
     squares = sum((reco[f"vtx_{axis}"] - truth[f"vtx_{axis}"]) ** 2 for axis in "xyz")
     return Comparison(
         true,
@@ -101,11 +102,11 @@ def compare(truth: ak.Array, reco: ak.Array) -> Comparison:
         pair(true, found, optimal_partners),
         pair(true, found, rank_partners),
         true.ke.sum(1),
-        np.nan_to_num(_of_best_vertex(reco, "vtx_ke")[:, 0]),
-        _of_best_vertex(reco, "vtx_ke_err")[:, 0],
+        np.nan_to_num(best[:, 0]),
+        best[:, 1],
         true_vertex,
-        _of_best_vertex(reco, "vtx_x", "vtx_y", "vtx_z"),
-        _of_best_vertex(reco, "vtx_sx", "vtx_sy", "vtx_sz"),
+        best[:, 2:5],
+        best[:, 5:],
         np.sqrt(ak.to_numpy(ak.fill_none(ak.min(squares, axis=1), np.inf)).astype(np.float64)),
     )
 

@@ -203,10 +203,11 @@ def calibrate(
             angle.append(torch.acos((found.direction[row] * hadrons.direction[crop, slot]).sum(-1).clamp(-1, 1)))
             angle_pull.append(angle[-1] / found.dir_err[row])
             energy.append(hadrons.ke[crop, slot])
-    joined = [torch.cat(part) for part in (vertex, vertex_pull, ke, ke_pull, angle, angle_pull, energy, right)]
-    vertex_, vertex_pull_, ke_, ke_pull_, angle_, angle_pull_, energy_, right_ = joined
+    parts = vertex, vertex_pull, total_pull, ke, ke_pull, angle, angle_pull, energy, right
+    joined = [torch.cat(part) for part in parts]
+    vertex_, vertex_pull_, total_pull_, ke_, ke_pull_, angle_, angle_pull_, energy_, right_ = joined
     model.vertex_calibration[prior] = vertex_pull_.quantile(0.6827)
-    model.total_calibration[prior] = torch.cat(total_pull).quantile(0.6827)
+    model.total_calibration[prior] = total_pull_.quantile(0.6827)
     model.ke_calibration[prior] = ke_pull_.quantile(0.6827)
     model.dir_calibration[prior] = angle_pull_.quantile(0.6827) / RAYLEIGH_68
     return {
