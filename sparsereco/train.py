@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparsereco import checkpoint
+from sparsereco.nn.muon import Muon
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -129,7 +130,7 @@ def _optimisers(model: nn.Module, schedule: Schedule, pace: Mapping[str, float])
     )  # fmt: skip
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=(0.9, 0.98), fused=True)] if rest else []
     if muon:
-        optimisers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(Muon(muon))
     return optimisers
 
 

@@ -74,8 +74,9 @@ class Truth:
             self.signal = torch.where(lit, blurred.clamp(min=0), 0.0) + ray * light
         point = nearest + (HALF + 0.5) * self.muon
         owner = torch.arange(n) if track else torch.zeros(0, dtype=torch.int64)
-        ones = torch.ones(len(owner))
-        self.crops = crops_of(self.signal, Tracks(owner, point[owner], self.muon[owner], ones, ones, 160 * ones, ones))
+        ones, error = torch.ones(len(owner)), torch.full((len(owner), 3), 0.1)
+        tracks = Tracks(owner, point[owner], self.muon[owner], ones, ones, 160 * ones, ones, error)
+        self.crops = crops_of(self.signal, tracks)
 
     def _set(self, energies: tuple[float, ...], apart: float) -> None:
         """Protons of these energies in a plane at right angles to the muon, so that none is hidden in its light."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsereco.ops import path_lengths
-from sparsereco.vertex.crop import HALF, REACH, Crops, Tracks, cut_crops, distance, surroundings
+from sparsereco.vertex.crop import HALF, REACH, Crops, Tracks, cut_crops, distance, surroundings, within
 from sparsereco.vertex.tracks import find_tracks
 from sparsereco.voxels import Voxels
 
@@ -58,7 +58,7 @@ def test_surroundings_at_a_corner_of_the_detector() -> None:
     """Nothing wraps around, and the hits at the far walls are not near."""
     corners = torch.cartesian_prod(*(torch.tensor([0, REACH, REACH + 1, size - 1]) for size in GRID))
     event = [(corners, torch.arange(1.0, len(corners) + 1))]
-    around = surroundings(hits(event, []), torch.tensor([0, 0]), torch.tensor([[0, 0, 0], [39, 29, 49]]))
+    around = surroundings(hits(event, []), torch.tensor([0, 0]), torch.tensor([[0, 0, 0], [39, 29, 49]]), REACH)
     assert len(around) == 2
     expected = [[x, y, z] for x in (0, REACH) for y in (0, REACH) for z in (0, REACH)]
     assert around.coords[: around.offsets[1]].tolist() == expected
@@ -67,11 +67,22 @@ def test_surroundings_at_a_corner_of_the_detector() -> None:
     assert around.signal.tolist() == [kept[tuple(c)] for c in around.coords.tolist()]
 
 
+def test_within_keeps_the_near_hits_of_each_crop() -> None:
+    far = torch.tensor([[CENTRE[0] - REACH - 1, *CENTRE[1:]]]), torch.tensor([7.0])
+    batch = hits([voxel(0, 0, 0), far], [far])
+    centres = torch.tensor([CENTRE, CENTRE])
+    around = surroundings(batch, torch.tensor([0, 1]), centres)
+    assert around.offsets.tolist() == [0, 2, 3]
+    near = within(around, centres, REACH)
+    assert near.offsets.tolist() == [0, 1, 1]
+    assert near.signal.tolist() == [100]
+
+
 def test_surroundings_follow_the_event_of_each_crop() -> None:
     """Crops share events, skip events, and may find nothing."""
     batch = hits([voxel(0, 0, 0, signal=1.0)], [], [voxel(0, 0, 0, signal=3.0), voxel(2, 0, 0, signal=4.0)])
     centres = torch.tensor([CENTRE, CENTRE, (0, 0, 0), CENTRE])
-    around = surroundings(batch, torch.tensor([0, 1, 2, 2]), centres)
+    around = surroundings(batch, torch.tensor([0, 1, 2, 2]), centres, REACH)
     assert around.offsets.tolist() == [0, 1, 1, 1, 3]
     assert around.signal.tolist() == [1, 3, 4]
     nothing = surroundings(batch, torch.zeros(0).long(), torch.zeros(0, 3).long())
@@ -140,6 +151,32 @@ def test_a_track_along_an_axis_is_exact() -> None:
     torch.testing.assert_close(tracks.length, torch.tensor([8.0]))
     torch.testing.assert_close(tracks.light, torch.tensor([160.0]))
     assert tracks.spread.item() < 1e-3
+
+
+def test_a_track_in_one_layer_is_placed_by_where_it_leaves_it() -> None:
+    """Near the vertex little tells how high in its layer it is: it passes to the next behind what is joined to it."""
+    direction = unit(-0.1, 0.06, 1.0)
+    starts = MIDDLE + torch.tensor([[0.1, height, -18.0] for height in (-0.4, -0.3, -0.2, -0.1)])
+    batch = hits(*([line(start, direction, length=42.0)] for start in starts))
+    centres = torch.tensor([[CENTRE[0], CENTRE[1], CENTRE[2] - 18]]).expand(4, -1)
+    around = surroundings(batch, torch.arange(4), centres)
+    tracks = find_tracks(around, centres)
+    nearest = tracks.point - (tracks.point * tracks.direction).sum(1, keepdim=True) * tracks.direction
+    true = starts - MIDDLE - torch.tensor([0.0, 0.0, -18.0])
+    true = true - (true @ direction)[:, None] * direction
+    assert (nearest - true).norm(dim=1).max() < 0.05
+    short = find_tracks(within(around, centres, REACH), centres)
+    assert (short.error[:, 1] > 1.5 * tracks.error[:, 1]).all()  # without the far hits the fit knows that it knows less
+
+
+def test_a_bent_track_points_back_as_its_near_part_does() -> None:
+    before, after = unit(0.3, 0.2, 1.0), unit(0.36, 0.17, 1.0)
+    bend = MIDDLE + torch.tensor([0.2, 0.1, -20.0]) + 14 * before
+    near, far = line(bend, -before, length=14.0), line(bend, after, length=22.0)
+    centre = tuple((torch.tensor(CENTRE) - torch.tensor([0, 0, 20])).tolist())
+    bent, straight = tracks_of([near, far], centre=centre), tracks_of([near], centre=centre)
+    for tracks in (bent, straight):
+        assert math.degrees(math.acos(min(1.0, float(tracks.direction[0] @ before)))) < 1
 
 
 def test_two_tracks_are_sorted_by_their_hits() -> None:

@@ -57,12 +57,14 @@ def random_crops(n_voxels: list[int], n_tracks: list[int], seed: int = 0) -> Cro
     scalars = [1 + 9 * torch.rand(n, generator=random) for _ in range(4)]
     context = torch.randn(len(crop), CONTEXT, generator=random)
     centre = torch.randint(20, 40, (len(n_voxels), 3), generator=random)
-    return Crops(place, signal, context, crop, centre, Tracks(owner, point, direction, *scalars))
+    error = 0.5 * torch.rand(n, 3, generator=random)
+    return Crops(place, signal, context, crop, centre, Tracks(owner, point, direction, *scalars, error))
 
 
 def turned(crops: Crops, turn: Tensor) -> Crops:
     """The whole crop, turned about its central voxel."""
-    tracks = replace(crops.tracks, point=crops.tracks.point @ turn.T, direction=crops.tracks.direction @ turn.T)
+    point, direction = crops.tracks.point @ turn.T, crops.tracks.direction @ turn.T
+    tracks = replace(crops.tracks, point=point, direction=direction, error=crops.tracks.error @ turn.abs().T)
     return replace(crops, place=(crops.place.float() @ turn.T).long(), tracks=tracks)
 
 

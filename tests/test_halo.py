@@ -40,6 +40,7 @@ def straight_track(on: float, beside: float, stray: float = 0.0) -> tuple[Voxels
         length=torch.tensor([8.0]),
         light=torch.tensor([on]),
         spread=torch.tensor([0.1]),
+        error=torch.full((1, 3), 0.05),
     )
     return hits, torch.tensor([[20, 20, 20]]), tracks
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsereco import checkpoint
 from sparsereco.checkpoint import load_training
+from sparsereco.nn.muon import orthogonalised
 from sparsereco.sim.bank import Bank
 from sparsereco.sim.compose import TrackBank
 from sparsereco.train import Schedule, fit
@@ -244,6 +245,19 @@ def test_the_light_of_tracks_is_that_of_the_nominal_yield(tracks: TrackBank) -> 
     measure_track_light(decomposer, small_finder(), EventStream(light_spread=0.5, superfgd=1.0), tracks, 1, 3)
     loss = 0.1936 * 1.06  # [MeV/mm]
     assert decomposer.track_light.item() == pytest.approx(85.8 * 10 * loss / (1 + 0.126 * loss), rel=0.12)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12), (1, 5), (5, 1)])
+def test_orthogonal_factors_are_those_of_the_singular_values(shape: tuple[int, int]) -> None:
+    """The quintic iteration keeps the singular vectors and brings every singular value to about 1."""
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2))
+    u, sizes, v = torch.linalg.svd(matrices, full_matrices=False)
+    found = u.mT @ orthogonalised(matrices) @ v.mT
+    wide = sizes > 0.1 * sizes[:, :1]
+    values = found.diagonal(dim1=1, dim2=2)[wide]
+    assert ((values > 0.6) & (values < 1.25)).all()
+    assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
+    assert not orthogonalised(torch.zeros(1, *shape)).any()
 
 
 def test_a_matrix_moves_alike_in_all_directions(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sparsereco import checkpoint
 from sparsereco.checks import check_hits
 from sparsereco.schema import RECO
 from sparsereco.vertex.config import VertexConfig
-from sparsereco.vertex.crop import MAX_VOXELS, Crops, Tracks, cut_crops, surroundings
+from sparsereco.vertex.crop import MAX_VOXELS, REACH, Crops, Tracks, cut_crops, surroundings, within
 from sparsereco.vertex.decomposer import Decomposer, DecomposerConfig
 from sparsereco.vertex.expected import measured_light
 from sparsereco.vertex.finder import Finder, FinderConfig, Vertices, embed, find_vertices
@@ -174,7 +174,7 @@ class VertexChain:
             )
             around = surroundings(hits, vertices.event, centre)
             tracks = find_tracks(around, centre, self.config.tracks.min_pe, self.config.tracks.max_tracks)
-        return Around(hits, vertices, centre, around, tracks)
+        return Around(hits, vertices, centre, within(around, centre, REACH), tracks)
 
     def prepare(self, events: ak.Array) -> Prepared:
         """Vertices, and the crops around them, of events that go through in one pass."""

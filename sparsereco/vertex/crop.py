@@ -13,7 +13,10 @@ HALF = 3
 """A crop reaches this many voxels from its central one: 7 x 7 x 7."""
 
 REACH = 11
-"""Hits up to this many voxels from the centre are looked at: 8 beyond the crop, so far a 300 MeV muon is straight."""
+"""Hits up to this many voxels from the centre are joined to leaving tracks, and seen by the finder once more."""
+
+FAR = 36
+"""Hits up to this many voxels from the centre tell where a leaving track passes."""
 
 MAX_VOXELS = 28
 """Brightest voxels of a crop that the decomposer sees; what is left out is mostly crosstalk."""
@@ -30,6 +33,7 @@ class Tracks:
     length: Tensor  # (T,) extent of the hits along the line
     light: Tensor  # (T,) summed signal per length [p.e. per voxel]
     spread: Tensor  # (T,) root mean square distance of the hits from the line
+    error: Tensor  # (T, 3) standard deviation of the line at the centre of the crop, along each axis of the grid
 
     def __len__(self) -> int:
         return len(self.crop)
@@ -50,7 +54,7 @@ class Crops:
         return len(self.centre)
 
 
-def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = REACH) -> Voxels:
+def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = FAR) -> Voxels:
     """The hits around each crop, as one event per crop.
 
     Args:
@@ -64,6 +68,11 @@ def surroundings(hits: Voxels, event: Tensor, centre: Tensor, reach: int = REACH
     row, crop = row[near], crop[near]
     offsets = offsets_of(torch.bincount(crop, minlength=len(centre)))
     return Voxels(hits.coords[row].contiguous(), hits.feats[row].contiguous(), offsets, hits.grid)
+
+
+def within(around: Voxels, centre: Tensor, reach: int) -> Voxels:
+    """Those of the hits around each crop that are up to ``reach`` voxels from its centre."""
+    return around.select(distance(around.coords, centre[around.event]) <= reach)
 
 
 def distance(coords: Tensor, centre: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sparsereco.vertex.crop import HALF, Crops, Tracks
 from sparsereco.vertex.lines import crossing
 from sparsereco.voxels import rank_in_group
 
-VOXEL_FEATURES, RELATIVE_FEATURES, TRACK_FEATURES = 20, 15, 13
+VOXEL_FEATURES, RELATIVE_FEATURES, TRACK_FEATURES = 20, 15, 16
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def track_features(tracks: Tracks, turn: Tensor) -> Tensor:
     point, direction = turned(tracks.point, turn[tracks.crop]), turned(tracks.direction, turn[tracks.crop])
     nearest = point - _dot(point, direction) * direction
     scalars = torch.stack([tracks.hits.log() / 2, tracks.length / 8, (tracks.light + 10).log() - 5, tracks.spread], 1)
-    return torch.cat([point / HALF, direction, nearest.clamp(-4, 4), scalars], 1)
+    error = turned(tracks.error, turn[tracks.crop].abs())
+    return torch.cat([point / HALF, direction, nearest.clamp(-4, 4), scalars, 3 * error.clamp(max=1)], 1)
 
 
 def _light(pe: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,10 @@
-"""Straight lines through voxels, fitted by path length: the light of a voxel is proportional to the line's path in it.
+"""Tracks around voxels, fitted by path length: the light of a voxel is proportional to the track's path in it.
 
 A line through voxel centres knows where a track is to a third of a voxel. How the track shares its light between
 neighbours tells where it passed from one to the next, several times better; so does the light inside the crop, where it
-is not mixed with that of the hadrons.
+is not mixed with that of the hadrons. Every fourth isotropic track stays in one layer of voxels for more than ten of
+them, and only where it passes to the next tells where in the layer it is. So the fit looks far, where scattering has
+bent the track: it has kinks, which are as small as multiple scattering allows.
 """
 
 from __future__ import annotations
@@ -12,17 +14,40 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.geometry import across
-from sparsereco.vertex.crop import HALF, distance
+from sparsereco.vertex.crop import FAR, HALF, distance
 from sparsereco.voxels import Voxels, rows_of
 
 _INNER = 2
 """Voxels nearer to the centre of the crop may hold the vertex and its hadrons: they take no part [voxels]."""
 
 _WIDTH = 1.6
-"""Voxels whose centres are further from the line take no part [voxels]."""
+"""Voxels whose centres are further from the track take no part [voxels]."""
+
+_SPREAD = 0.06
+"""So much wider per voxel behind the pivot is the band about the straight line in which hits are looked for."""
+
+_CENTRES = 3.0
+"""Weight of the centre of a voxel with the light of a track through all of it [1 / voxel^2]."""
+
+_NEAR = 11.0
+"""The first, straight line is through hits up to this far from the centre [voxels]."""
 
 _PIVOT = 6.5
-"""The fit moves and tilts the line about this distance from the centre, the middle of its hits [voxels]."""
+"""The fit moves and tilts the near part of the track about this distance from the centre [voxels]."""
+
+_BENDS = (4.0, 10.0, 20.0)
+"""Where the track may bend: paths from the centre of the crop [voxels]."""
+
+_BEND = (0.013, 0.017, 0.027)
+"""Standard deviation of each bend: multiple scattering of a muon of 300 MeV in 5, 8 and 21 voxels of plastic, 6 mrad in
+one (PDG, Passage of particles through matter, equation 34.16, radiation length 413 mm)."""
+
+_LOOSE = 0.3, 0.05
+"""How far the near part of the track may be from where it starts: shift [voxels] and slope."""
+
+_STEPS = (0.3, 0.15, 0.07, 0.03)
+"""Of the numerical derivatives, one for each step of the fit [voxels]. The first are wide, as a track well inside a
+layer would not notice that the light goes on in the next."""
 
 _VARIANCE = 0.015, 0.08
 """Variance of the light of a voxel, in units of the light per length: constant, and per path length (straggling)."""
@@ -42,16 +67,19 @@ def crossing(centre: Tensor, point: Tensor, direction: Tensor) -> tuple[Tensor, 
     slope = torch.where(direction.abs() < 1e-4, 1e-4, direction)
     a, b = (centre - 0.5 - point) / slope, (centre + 0.5 - point) / slope
     there = direction.any(1)
-    return torch.minimum(a, b).amax(1) * there, torch.maximum(a, b).amin(1) * there
+    # By columns: reductions over three values are slow.
+    (x, y, z), (u, v, w) = torch.minimum(a, b).unbind(1), torch.maximum(a, b).unbind(1)
+    enter, leave = torch.maximum(torch.maximum(x, y), z), torch.minimum(torch.minimum(u, v), w)
+    return enter * there, leave * there
 
 
 def fit_lines(
     around: Voxels, centre: Tensor, crop: Tensor, point: Tensor, direction: Tensor, light: Tensor, min_pe: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Refits lines to the light around their crops.
 
     Args:
-        around: one event per crop, from `crop.surroundings`.
+        around: one event per crop, from `crop.surroundings`, up to `crop.FAR`.
         centre: (V, 3) central voxel of each crop.
         crop: (T,) crop of each line.
         point: (T, 3) a point of the line relative to the centre of its crop [voxels].
@@ -60,7 +88,8 @@ def fit_lines(
         min_pe: weaker hits take no part [p.e.].
 
     Returns:
-        Point, direction and light per length after the fit.
+        Point and direction of the track where it leaves its crop, light per length after the fit, and (T, 3) standard
+        deviation of the line at the centre of the crop, along each axis of the grid [voxels].
     """
     line, row = rows_of(around.offsets, crop)
     place, signal = around.coords[row] - centre[crop[line]], around.signal[row]
@@ -70,11 +99,12 @@ def fit_lines(
     light = light.clamp(min=30.0)
     # Much more light than a track leaves is a hadron's.
     clean = (ring > HALF) | (signal < 2.2 * light[line])
-    keep = (signal >= min_pe) & (ring >= _INNER) & (far > 0) & clean
+    keep = (signal >= min_pe) & (ring >= _INNER) & (far > 0) & (far < FAR) & clean
     hits = _Hits(line[keep], place[keep], signal[keep], len(crop))
 
+    near = hits.where(far[keep] < _NEAR)
     for _ in range(2):
-        point, direction = _principal_axis(hits, point, direction)
+        point, direction = _principal_axis(near, point, direction)
     return _by_path_length(hits, point, direction, light)
 
 
@@ -83,6 +113,9 @@ class _Hits:
 
     def __init__(self, line: Tensor, place: Tensor, signal: Tensor, n: int) -> None:
         self.line, self.place, self.signal, self.n = line, place, signal, n
+
+    def where(self, keep: Tensor) -> _Hits:
+        return _Hits(self.line[keep], self.place[keep], self.signal[keep], self.n)
 
     def sum(self, values: Tensor) -> Tensor:
         """(N, ...) values summed over the hits of each line."""
@@ -109,26 +142,88 @@ def _principal_axis(hits: _Hits, point: Tensor, direction: Tensor) -> tuple[Tens
     return torch.where(hits.sum(weight)[:, None] > 0, mean, point), axis
 
 
-def _by_path_length(hits: _Hits, point: Tensor, direction: Tensor, light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Four damped Gauss-Newton steps in two shifts and two slopes; the light per length is fitted along."""
-    pivot = point + (_PIVOT - (point * direction).sum(1, keepdim=True)) * direction
-    u, v = across(direction)
+class _Bent:
+    """Tracks that are straight but for bends, and the hits beside them.
 
-    def line(moved: Tensor) -> tuple[Tensor, Tensor]:
-        tilted = direction + moved[:, 2:3] * u + moved[:, 3:] * v
-        return pivot + moved[:, :1] * u + moved[:, 1:2] * v, normalize(tilted, dim=1)
+    Parameters (T, P, 2) are shift, slope and each bend, across the track in two directions.
+    """
 
-    def path(moved: Tensor) -> Tensor:
-        where, along = line(moved)
-        enter, leave = crossing(hits.place, where[hits.line], along[hits.line])
-        return (leave - enter).clamp(min=0)
+    def __init__(self, hits: _Hits, point: Tensor, direction: Tensor) -> None:
+        self.direction = direction
+        self.pivot = point + (_PIVOT - (point * direction).sum(1, keepdim=True)) * direction
+        self.sides = torch.stack(across(direction), 1)  # (T, 2, 3)
+        far = ((hits.place - self.pivot[hits.line]) * direction[hits.line]).sum(1)
+        keep = hits.off_line(self.pivot, direction) < _WIDTH + _SPREAD * far.clamp(min=0)
+        self.hits, far = hits.where(keep), far[keep]
+        behind = far[:, None] + _PIVOT - torch.tensor(_BENDS)
+        one = torch.ones_like(far)[:, None]
+        # Derivatives of the place and the slope of the track beside each hit by its parameters.
+        self.shift = torch.cat([one, far[:, None], behind.clamp(min=0)], 1)  # (N, P)
+        self.slope = torch.cat([0 * one, one, (behind > 0).float()], 1)
+        line = self.hits.line
+        self._along, self._across = direction[line], self.sides[line]
+        self._foot = self.pivot[line] + far[:, None] * self._along
+        self.aside = torch.bmm(self._across, (self.hits.place - self._foot)[:, :, None])[:, :, 0]
+        """(N, 2) the centres of the voxels, seen from the straight line."""
 
-    steps = torch.tensor([0.03, 0.03, 0.006, 0.006])  # of the numerical derivative, small against a voxel
-    damping = torch.tensor([0.3, 0.3, 0.05, 0.05]).pow(-2).diag()
-    moved = torch.zeros(hits.n, 4)
-    for _ in range(4):
-        near = hits.off_line(*line(moved)) < _WIDTH
-        model = path(moved)
+    def beside(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """Place and slope (N, 2) of the track beside each hit."""
+        own = moved[self.hits.line]
+        return torch.einsum("np,npi->ni", self.shift, own), torch.einsum("np,npi->ni", self.slope, own)
+
+    def path(self, place: Tensor, slope: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """(N,) path of the track in each voxel, and its derivatives (N, P, 2) by the parameters.
+
+        Only where it passes counts for the derivatives, how it is tilted there hardly matters.
+        """
+        where = self._foot + (place[:, :1] * self._across[:, 0] + place[:, 1:] * self._across[:, 1])
+        along = self._along + (slope[:, :1] * self._across[:, 0] + slope[:, 1:] * self._across[:, 1])
+        along = normalize(along, dim=1)
+
+        def chord(where: Tensor) -> Tensor:
+            enter, leave = crossing(self.hits.place, where, along)
+            return (leave - enter).clamp(min=0)
+
+        aside = [
+            (chord(where + step * side) - chord(where - step * side)) / (2 * step) for side in self._across.unbind(1)
+        ]
+        return chord(where), self.shift[:, :, None] * torch.stack(aside, 1)[:, None]
+
+    def near_line(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """Point and direction of the part before the first bend."""
+        off = torch.einsum("tki,tij->tkj", moved[:, :2], self.sides)
+        return self.pivot + off[:, 0], normalize(self.direction + off[:, 1], dim=1)
+
+
+def _by_path_length(
+    hits: _Hits, point: Tensor, direction: Tensor, light: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bent tracks, first through the centres of the voxels, then by damped Gauss-Newton steps to the light in them.
+
+    The light per length is fitted along.
+    """
+    track = _Bent(hits, point, direction)
+    hits, n = track.hits, hits.n
+    # Shift and slope are only damped, bends have a prior.
+    prior = torch.tensor((*_LOOSE, *_BEND)).pow(-2)
+    held = prior * (torch.arange(len(prior)) >= len(_LOOSE))
+    p = len(prior)
+
+    moved = torch.zeros(n, p, 2)
+    for _ in range(2):
+        rest = track.aside - track.beside(moved)[0]
+        off = rest.norm(dim=1)
+        weight = _CENTRES * hits.signal.clamp(max=400.0) / light[hits.line] * (off < _WIDTH) / (1 + off.square())
+        curvature = hits.sum((weight[:, None, None] * track.shift[:, :, None] * track.shift[:, None]).flatten(1))
+        pull = hits.sum((weight[:, None] * track.shift)[:, :, None] * rest[:, None]) - held[:, None] * moved
+        moved = moved + torch.linalg.solve(curvature.view(n, p, p) + prior.diag(), pull)
+
+    both, held = prior.repeat_interleave(2).diag(), held.repeat_interleave(2)
+    for step in _STEPS:
+        place, slope = track.beside(moved)
+        near = (track.aside - place).norm(dim=1) < _WIDTH
+        model, slopes = track.path(place, slope, step)
+        slopes = slopes.flatten(1)
         data = (hits.signal / light[hits.line]).clamp(max=1.9)
         variance = _VARIANCE[0] + _VARIANCE[1] * torch.maximum(model, data)
         weight = near / (variance + (data - model).square() / 4)  # Cauchy: delta rays and hadrons must not pull
@@ -136,10 +231,14 @@ def _by_path_length(hits: _Hits, point: Tensor, direction: Tensor, light: Tensor
         fitted = hits.sum(weight * model * data) * light / scale.clamp(min=1e-6)
         light = torch.where(scale > 0, fitted, light).clamp(min=30.0)
         rest = (hits.signal / light[hits.line]).clamp(max=1.9) - model
-        slopes = torch.stack([(path(moved + step) - path(moved - step)) / (2 * step.sum()) for step in steps.diag()], 1)
-        curvature = hits.sum((weight[:, None, None] * slopes[:, :, None] * slopes[:, None, :]).flatten(1)).view(
-            -1, 4, 4
-        )
-        pull = hits.sum((weight * rest)[:, None] * slopes)
-        moved = moved + 0.7 * torch.linalg.solve(curvature + damping, pull).clamp(-0.2, 0.2)
-    return *line(moved), light
+        curvature = hits.sum((weight[:, None, None] * slopes[:, :, None] * slopes[:, None]).flatten(1))
+        curvature = curvature.view(n, 2 * p, 2 * p) + both
+        pull = hits.sum((weight * rest)[:, None] * slopes) - held * moved.flatten(1)
+        moved = moved + 0.7 * torch.linalg.solve(curvature, pull).clamp(-0.2, 0.2).view(n, p, 2)
+
+    # Shift and slope, extrapolated to the centre of the crop, in the axes of the grid.
+    lever = torch.tensor([1.0, -_PIVOT])
+    covariance = torch.linalg.inv(curvature).view(n, p, 2, p, 2)[:, :2, :, :2]
+    across_track = torch.einsum("a,taibj,b->tij", lever, covariance, lever)
+    variance = torch.einsum("tia,tij,tja->ta", track.sides, across_track, track.sides)
+    return *track.near_line(moved), light, variance.clamp(min=0).sqrt()

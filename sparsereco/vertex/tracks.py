@@ -27,7 +27,7 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
         max_tracks: only so many per crop, those with most hits.
     """
     beyond = distance(around.coords, centre[around.event])
-    keep = (beyond > HALF) & (around.signal >= min_pe) & (around.signal > 0)
+    keep = (beyond > HALF) & (beyond <= REACH) & (around.signal >= min_pe) & (around.signal > 0)
     shell, beyond = around.select(keep), beyond[keep].long()
     place = shell.coords.float() - centre[shell.event].float()  # (N, 3)
     piece, n_pieces = connected_pieces(shell)
@@ -45,8 +45,9 @@ def find_tracks(around: Voxels, centre: Tensor, min_pe: float = 10.0, max_tracks
     found = Tracks(**{name: value[order] for name, value in vars(tracks).items()})
     if not len(found):
         return found
-    point, direction, light = fit_lines(around, centre, found.crop, found.point, found.direction, found.light, min_pe)
-    return replace(found, point=_leaving_point(point, direction), direction=direction, light=light)
+    start = found.point, found.direction, found.light
+    point, direction, light, error = fit_lines(around, centre, found.crop, *start, min_pe)
+    return replace(found, point=_leaving_point(point, direction), direction=direction, light=light, error=error)
 
 
 def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> Tracks:
@@ -74,7 +75,7 @@ def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> 
     length = ends[0] - ends[1] + 1
     light = torch.zeros(n).index_add_(0, piece, signal) / length
     rms = _mean(off_line[:, None], torch.ones_like(signal), piece, n)[:, 0].sqrt()
-    return Tracks(crop, _leaving_point(mean, direction), direction, hits, length, light, rms)
+    return Tracks(crop, _leaving_point(mean, direction), direction, hits, length, light, rms, torch.ones(n, 3))
 
 
 def _mean(values: Tensor, weight: Tensor, piece: Tensor, n: int) -> Tensor:

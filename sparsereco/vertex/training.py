@@ -15,7 +15,7 @@ from sparsereco.sim.geant4 import MUON
 from sparsereco.sim.response import quenched
 from sparsereco.sim.sample import Sample, concatenate, draw_sample
 from sparsereco.vertex.config import FinderSettings
-from sparsereco.vertex.crop import HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings
+from sparsereco.vertex.crop import FAR, HALF, MAX_VOXELS, REACH, Crops, cut_crops, surroundings, within
 from sparsereco.vertex.decomposer import Decomposer
 from sparsereco.vertex.finder import Finder, embed, find_vertices, finder_loss
 from sparsereco.vertex.hadrons import MAX_HADRONS, SPECIES, Hadrons
@@ -94,14 +94,15 @@ def decomposer_batch(
 
     Also whether there may be light nuclei in each, the true vertices and hadrons.
     """
-    batch, light_nuclei = draw_batch(stream, bank, n, generator, reach=2.0 * REACH * stream.detector.pitch)
+    batch, light_nuclei = draw_batch(stream, bank, n, generator, reach=(FAR + 2) * stream.detector.pitch)
     vertex = _in_voxels(batch.vertex, stream.detector)
     centre = torch.floor(_guess(finder, batch, vertex, stream.detector, generator)).long()
     around = surroundings(batch.hits, torch.arange(n), centre)
-    context = embed(finder, around)
+    tracks, near = find_tracks(around, centre), within(around, centre, REACH)
+    context = embed(finder, near)
     forget = torch.rand(n, generator=generator) < 0.1
-    context = context * ~forget[around.event, None]
-    crops = cut_crops(around, context, centre, find_tracks(around, centre), MAX_VOXELS)
+    context = context * ~forget[near.event, None]
+    crops = cut_crops(near, context, centre, tracks, MAX_VOXELS)
     return crops, light_nuclei, vertex - centre - 0.5, _true_hadrons(batch, crops, stream.detector)
 
 
