@@ -43,18 +43,18 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for weight in group["params"]:
-                if weight.grad is not None:
-                    by_shape.setdefault(weight.shape, []).append(weight)
-            for shape, weights in by_shape.items():
-                updates = []
-                for weight in weights:
-                    state = self.state[weight]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(weight)
-                    mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
-                    updates.append(torch.lerp(weight.grad, mean, momentum))  # Nesterov's
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+                update = torch.lerp(weight.grad, mean, momentum)  # Nesterov's
+                by_shape.setdefault(weight.shape, []).append((weight, update))
+            for shape, moves in by_shape.items():
+                weights, updates = zip(*moves, strict=True)
                 length = 0.2 * max(shape) ** 0.5
                 for weight, update in zip(weights, orthogonalised(torch.stack(updates)), strict=True):
                     weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * length)
