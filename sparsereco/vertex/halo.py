@@ -76,7 +76,7 @@ def track_light(around: Voxels, centre: Tensor, tracks: Tracks) -> TrackLight:
     """Light on and beside leaving tracks outside their crops.
 
     Args:
-        around: one event per crop, from `crop.surroundings`; channel 0 is the signal [p.e.].
+        around: one event per crop, hits `crop.within` ``REACH``; channel 0 is the signal [p.e.].
         centre: (V, 3) int64, central voxel of each crop.
         tracks: the leaving tracks.
     """

@@ -75,7 +75,8 @@ def _fit(crop: Tensor, piece: Tensor, place: Tensor, signal: Tensor, n: int) -> 
     length = ends[0] - ends[1] + 1
     light = torch.zeros(n).index_add_(0, piece, signal) / length
     rms = _mean(off_line[:, None], torch.ones_like(signal), piece, n)[:, 0].sqrt()
-    return Tracks(crop, _leaving_point(mean, direction), direction, hits, length, light, rms, torch.ones(n, 3))
+    unknown = torch.ones(n, 3)  # until the line is fitted to the light
+    return Tracks(crop, _leaving_point(mean, direction), direction, hits, length, light, rms, unknown)
 
 
 def _mean(values: Tensor, weight: Tensor, piece: Tensor, n: int) -> Tensor:
