@@ -47,8 +47,8 @@ struct Upper {
 // The plane between voxels that is nearest to a deposit, along one axis: voxels plane - 1 and plane share the light.
 template <typename scalar_t>
 struct Edge : Upper<scalar_t> {
-  int32_t plane;  // 0 to size
-  scalar_t lit;   // 1 where one of them that gets light is inside the image, else 0
+  scalar_t plane;  // 0 to size, a whole number
+  scalar_t lit;    // 1 where one of them that gets light is inside the image, else 0
 };
 
 // A softness too small for the type's range means hard edges all the same.
@@ -66,10 +66,10 @@ struct Softness {
 template <typename scalar_t>
 SPARSERECO_HD Edge<scalar_t> edge(scalar_t position, int32_t voxels, const Softness<scalar_t>& soft) {
   const scalar_t size = static_cast<scalar_t>(voxels);
-  scalar_t near = position > 0 ? position : scalar_t(0);
+  scalar_t near = position > soft.zero ? position : soft.zero;
   near = near < size ? near : size;
-  const int32_t plane = static_cast<int32_t>(near + scalar_t(0.5));
-  scalar_t t = (position - static_cast<scalar_t>(plane)) * soft.sharpness + scalar_t(0.5);
+  const scalar_t plane = static_cast<scalar_t>(static_cast<int32_t>(near + scalar_t(0.5)));
+  scalar_t t = (position - plane) * soft.sharpness + scalar_t(0.5);
   t = t > soft.zero ? t : soft.zero;
   t = t < soft.one ? t : soft.one;
   const bool lit = (position > -soft.half_width) & (position < size + soft.half_width);
@@ -89,8 +89,8 @@ SPARSERECO_HD Corners<scalar_t> corners(scalar_t x, scalar_t y, scalar_t z, cons
                                         const Softness<scalar_t>& soft) {
   const Edge<scalar_t> a = edge(x, crop.size[0], soft), b = edge(y, crop.size[1], soft),
                        c = edge(z, crop.size[2], soft);
-  const int32_t cell = a.plane * crop.stride(0) + b.plane * crop.stride(1) + c.plane;
-  return {cell, a.lit * b.lit * c.lit, a, b, c};
+  const scalar_t up_x = static_cast<scalar_t>(crop.stride(0)), up_y = static_cast<scalar_t>(crop.stride(1));
+  return {static_cast<int32_t>(a.plane * up_x + (b.plane * up_y + c.plane)), a.lit * b.lit * c.lit, a, b, c};
 }
 
 // Light on two voxels that are neighbours along z, or derivatives of a loss with respect to it.

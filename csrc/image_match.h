@@ -8,6 +8,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "deposits.h"
 #include "faults.h"
@@ -97,6 +99,33 @@ SPARSERECO_HD Term<double> gaussian_under(double mean, double threshold, double 
   return {-2 * (log_density - log(hazard)), 2 * hazard * weight};
 }
 
+// log of a positive number. In loops over voxels, calls of the library's would be most of the time.
+template <typename scalar_t>
+SPARSERECO_HD scalar_t logarithm(scalar_t x) {
+#ifdef __CUDACC__
+  return log(x);
+#else
+  // x = 2^power m with m within a factor sqrt(2) of 1, and log m = 2 artanh((m - 1) / (m + 1)), of which `kTerms` terms
+  // are more than the type can tell.
+  constexpr bool single = sizeof(scalar_t) == 4;
+  using Bits = std::conditional_t<single, uint32_t, uint64_t>;
+  constexpr int kDigits = single ? 23 : 52, kBias = single ? 127 : 1023, kTerms = single ? 5 : 11;
+  constexpr Bits kOne = static_cast<Bits>(kBias) << kDigits;
+  constexpr Bits kRootOfHalf = single ? Bits(0x3f3504f3) : Bits(0x3fe6a09e667f3bcd);
+  Bits bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits += kOne - kRootOfHalf;
+  const scalar_t power = static_cast<scalar_t>(static_cast<int32_t>(bits >> kDigits) - kBias);
+  bits = (bits & ((Bits(1) << kDigits) - 1)) + kRootOfHalf;
+  scalar_t m;
+  std::memcpy(&m, &bits, sizeof m);
+  const scalar_t ratio = (m - 1) / (m + 1), square = ratio * ratio;
+  scalar_t sum = 0;
+  for (int k = kTerms - 1; k >= 0; --k) sum = sum * square + scalar_t(1) / static_cast<scalar_t>(2 * k + 1);
+  return power * scalar_t(0.69314718055994531) + 2 * ratio * sum;
+#endif
+}
+
 // Contribution of a voxel without measured signal.
 template <Loss loss, typename scalar_t>
 SPARSERECO_HD Term<scalar_t> empty_term(scalar_t mean, const Likelihood& likelihood) {
@@ -127,8 +156,8 @@ SPARSERECO_HD Term<scalar_t> measured_term(scalar_t mean, scalar_t signal, scala
   }
   const scalar_t excess = mean - signal;
   if constexpr (poisson) {
-    if (signal == 0) return {2 * mean, 2};
-    return {2 * (excess + signal * std::log(signal / mean)), 2 * excess / mean};
+    const scalar_t gain = signal > 0 ? signal * logarithm(signal / mean) : scalar_t(0);
+    return {2 * (excess + gain), 2 * excess / mean};
   } else {
     const scalar_t pull = excess / variance;
     return {excess * pull, 2 * pull};

@@ -29,7 +29,7 @@ SPARSERECO_HD Place<scalar_t> place(const scalar_t* position, const Crop& image,
     bool lit = true;
     for (int axis = 0; axis < 3; ++axis) {
       const bool upper = (corner >> (2 - axis) & 1) != 0;
-      const int32_t index = upper ? edges[axis].plane : edges[axis].plane - 1;
+      const int32_t index = static_cast<int32_t>(edges[axis].plane) - (upper ? 0 : 1);
       lit = lit && (upper ? edges[axis].above > 0 : edges[axis].above < 1) && index >= 0 && index < image.size[axis];
       voxel = voxel * image.size[axis] + index;
     }

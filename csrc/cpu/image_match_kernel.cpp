@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "clones.h"
 #include "images.h"
@@ -16,14 +17,28 @@ namespace {
 template <typename scalar_t>
 SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __restrict__ inside, const Crop& crop,
                         scalar_t share, scalar_t* __restrict__ to) {
-  const int32_t x = crop.stride(0), y = crop.stride(1), cells = crop.cells();
+  const int64_t x = crop.stride(0), y = crop.stride(1), cells = crop.cells();
   std::fill_n(to, x, scalar_t(0));
   std::fill_n(to + cells - x, x, scalar_t(0));
-  for (int32_t c = x; c < cells - x; ++c) {
+  for (int64_t c = x; c < cells - x; ++c) {
     const scalar_t around = from[c - x] + from[c + x] + from[c - y] + from[c + y] + from[c - 1] + from[c + 1];
     to[c] = inside[c] * ((1 - 6 * share) * from[c] + share * around);
   }
 }
+
+// Where the rows of a measured image lie, and what the prediction is worth there.
+template <typename scalar_t>
+struct Rows {
+  std::vector<int32_t> cell;
+  std::vector<scalar_t> mean, slope;
+
+  void resize(size_t rows) {
+    if (rows <= cell.size()) return;
+    cell.resize(rows);
+    mean.resize(rows);
+    slope.resize(rows);
+  }
+};
 
 // Sums over the voxels of an image, and the lowest fault of the measured one.
 struct Comparison {
@@ -31,48 +46,95 @@ struct Comparison {
   int64_t fault;
 };
 
+// The lowest fault of rows [first, last); `empty` is 1 within the image, and so it is left.
+template <typename scalar_t>
+SPARSERECO_HD int64_t fault_of(const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
+                               scalar_t* empty) {
+  int64_t fault = kNoFault;
+  for (int64_t m = first; m < last; ++m) {
+    fault = lower_fault(fault, measured.fault(m));
+    const int32_t c = measured.cell(m, crop);
+    if (c < 0 || empty[c] == 0) fault = lower_fault(fault, fault_at(c < 0 ? Fault::kCoords : Fault::kTwice, m));
+    if (c >= 0) empty[c] = 0;
+  }
+  for (int64_t m = first; m < last; ++m)
+    if (const int32_t c = measured.cell(m, crop); c >= 0) empty[c] = 1;
+  return fault;
+}
+
+// Finds the cells of rows [first, last); a row outside the image gets cell 0, which is on the border. Returns whether
+// all rows are sound.
+template <typename scalar_t>
+SPARSERECO_HD bool find_cells(const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
+                              int32_t* __restrict__ cell) {
+  const int32_t* __restrict__ coords = measured.coords + 3 * first;
+  const int32_t rows = static_cast<int32_t>(last - first);
+  const uint32_t size_x = crop.size[0], size_y = crop.size[1], size_z = crop.size[2];
+  int32_t sound = 1;
+#pragma omp simd reduction(& : sound)
+  for (int32_t m = 0; m < rows; ++m) {
+    const int32_t x = coords[3 * m], y = coords[3 * m + 1], z = coords[3 * m + 2];
+    const int32_t inside =
+        (static_cast<uint32_t>(x) < size_x) & (static_cast<uint32_t>(y) < size_y) & (static_cast<uint32_t>(z) < size_z);
+    cell[m] = inside ? crop.cell(x, y, z) : 0;
+    sound &= inside;
+  }
+  for (int64_t m = first; m < last; ++m) sound &= measured.fault(m) == kNoFault;
+  return sound != 0;
+}
+
 // Compares predicted light with rows [first, last); fills the slope of every voxel. `empty` is 1 within the image, and
 // so it is left; meanwhile it is 0 where there is a measured signal.
 template <Loss loss, typename scalar_t>
 SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t background,
                                  const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
-                                 const Likelihood& likelihood, scalar_t* __restrict__ empty,
+                                 const Likelihood& likelihood, Rows<scalar_t>& rows, scalar_t* __restrict__ empty,
                                  scalar_t* __restrict__ slope) {
-  int64_t fault = kNoFault;
-  for (int64_t m = first; m < last; ++m) {
-    const int32_t c = measured.cell(m, crop);
-    if (c < 0) {
-      fault = lower_fault(fault, fault_at(Fault::kCoords, m));
-      continue;
-    }
-    if (empty[c] == 0) fault = lower_fault(fault, fault_at(Fault::kTwice, m));
-    fault = lower_fault(fault, measured.fault(m));
-    empty[c] = 0;
+  const int32_t count = static_cast<int32_t>(last - first);
+  rows.resize(count);
+  const int32_t* __restrict__ cell = rows.cell.data();
+  bool sound = find_cells(measured, first, last, crop, rows.cell.data());
+  for (int32_t m = 0; m < count; ++m) {
+    sound &= empty[cell[m]] != 0;
+    empty[cell[m]] = 0;
   }
   constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
   // Nothing cancels in these sums: of a few terms in each lane of a vector, they need no more digits than the terms.
-  std::conditional_t<slow, double, scalar_t> empty_value = 0, empty_slope = 0;
-#pragma omp simd reduction(+ : empty_value, empty_slope)
-  for (int32_t c = 0; c < crop.cells(); ++c) {
+  using Sum = std::conditional_t<slow, double, scalar_t>;
+  const auto add = [&](int64_t c, Sum& value, Sum& slope_sum) {
     slope[c] = 0;
-    if (slow && empty[c] == 0) continue;
+    if (slow && empty[c] == 0) return;
     const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
     slope[c] = empty[c] * term.slope;
-    empty_value += empty[c] * term.value;
-    empty_slope += slope[c];
+    value += empty[c] * term.value;
+    slope_sum += slope[c];
+  };
+  // All but the outer layers, whose slope stays zero. Two halves at once: a sum waits for the one before.
+  const int64_t border = crop.stride(0), half = (crop.cells() - 2 * border) / 2;
+  Sum low = 0, high = 0, low_slope = 0, high_slope = 0;
+#pragma omp simd reduction(+ : low, high, low_slope, high_slope)
+  for (int64_t c = border; c < border + half; ++c) {
+    add(c, low, low_slope);
+    add(c + half, high, high_slope);
   }
-  double value_sum = empty_value, slope_sum = empty_slope;
-  for (int64_t m = first; m < last; ++m) {
-    const int32_t c = measured.cell(m, crop);
-    if (c < 0) continue;
-    const Term<scalar_t> term =
-        measured_term<loss>(background + light[c], measured.signal[m], measured.variance_of(m), likelihood);
-    empty[c] = 1;
-    slope[c] = term.slope;
+  for (int64_t c = border + 2 * half; c < crop.cells() - border; ++c) add(c, low, low_slope);
+  for (int32_t m = 0; m < count; ++m) empty[cell[m]] = cell[m] > 0;
+  if (!sound) return {0, 0, fault_of(measured, first, last, crop, empty)};
+
+  scalar_t* __restrict__ mean = rows.mean.data();
+  scalar_t* __restrict__ pull = rows.slope.data();
+  const scalar_t* __restrict__ signal = measured.signal + first;
+  for (int32_t m = 0; m < count; ++m) mean[m] = background + light[cell[m]];
+  double value_sum = static_cast<double>(low) + high, slope_sum = static_cast<double>(low_slope) + high_slope;
+#pragma omp simd reduction(+ : value_sum, slope_sum)
+  for (int32_t m = 0; m < count; ++m) {
+    const Term<scalar_t> term = measured_term<loss>(mean[m], signal[m], measured.variance_of(first + m), likelihood);
+    pull[m] = term.slope;
     value_sum += term.value;
     slope_sum += term.slope;
   }
-  return {value_sum, slope_sum, fault};
+  for (int32_t m = 0; m < count; ++m) slope[cell[m]] = pull[m];
+  return {value_sum, slope_sum, kNoFault};
 }
 
 template <Loss loss, typename scalar_t>
@@ -81,6 +143,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
                                   const Likelihood& likelihood, const Match<scalar_t>& match, int64_t begin,
                                   int64_t end) {
   Scratch<scalar_t> scratch(crop);
+  Rows<scalar_t> rows;
   const SplatKernels<scalar_t> kernels = splat_kernels<scalar_t>();
   const scalar_t share = static_cast<scalar_t>(likelihood.crosstalk);
   int64_t fault = kNoFault;
@@ -99,7 +162,7 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
       light = scratch.leaked.data();
     }
     const Comparison sum = compare<loss>(light, background[i], measured, measured.offsets[k], measured.offsets[k + 1],
-                                         crop, likelihood, scratch.inside.data(), slope);
+                                         crop, likelihood, rows, scratch.inside.data(), slope);
     match.loss[i] = static_cast<scalar_t>(sum.value);
     match.dropped[i] = census.dropped;
     fault =

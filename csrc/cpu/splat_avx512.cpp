@@ -1,6 +1,8 @@
 // AVX-512.
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 
 #include "splat.h"
 
@@ -11,4 +13,5 @@
 #else
 #define SPARSERECO_VECTOR 16
 #endif
+#include "lanes.h"
 #include "splat_loops.h"

@@ -1,8 +1,7 @@
 // Deposits to an image and back, for one instruction set. Included by splat_<set>.cpp, which defines
 //   SPARSERECO_SET     name of the set,
 //   SPARSERECO_VECTOR  bytes of a vector register,
-// and switches the compiler to the set, so that nothing of this may be shared between the files: all names stand in an
-// unnamed namespace, and headers are included before.
+// and includes lanes.h before, which says more.
 //
 // Where deposits lie and what they feel is computed for many at once. Along a track, successive deposits light the same
 // voxels: light is added up in registers run by run, and what derivatives need is worked out once per run.
@@ -12,31 +11,19 @@ namespace {
 
 constexpr int kPart = 64;  // deposits whose derivatives are computed at once
 
-template <typename scalar_t>
-struct Lanes {
-  using Integer = std::conditional_t<sizeof(scalar_t) == 4, int32_t, int64_t>;
-  static constexpr int kWidth = SPARSERECO_VECTOR / sizeof(scalar_t);
-  typedef scalar_t Vector __attribute__((vector_size(SPARSERECO_VECTOR), may_alias));
-  typedef scalar_t Unaligned __attribute__((vector_size(SPARSERECO_VECTOR), may_alias, aligned(sizeof(scalar_t))));
-  typedef Integer Index __attribute__((vector_size(SPARSERECO_VECTOR), may_alias));
-};
-
-struct Tally {
-  int64_t lit;  // deposits that light the image
-  bool sound;   // false if a value may be at fault
-};
-
+// Returns whether all charges are sound and all positions inside the image, so that none need be looked at again.
+//
 // Not part of what calls it: inlined there, GCC 12 leaves its loop scalar. Copies of crop and soft: nothing else may
 // change them meanwhile.
 template <typename scalar_t>
-__attribute__((noinline)) Tally locate(const Deposits<scalar_t>& deposits, int64_t start, int n, const Crop crop,
-                                       const Softness<scalar_t> soft, Located<scalar_t>& to) {
-  const scalar_t* __restrict__ position = deposits.position + 3 * start;
+__attribute__((noinline)) bool locate(const Deposits<scalar_t>& deposits, int64_t start, int n, const Crop crop,
+                                      const Softness<scalar_t> soft, Located<scalar_t>& to) {
   const scalar_t* __restrict__ charge = deposits.charge + start;
-  scalar_t lit = 0, flaw = 0, lowest = 0;
-#pragma omp simd reduction(+ : lit, flaw) reduction(min : lowest)
+  separate(deposits.position + 3 * start, n, to.x, to.y, to.z);
+  decltype(bits_of(charge[0])) most_x = 0, most_y = 0, most_z = 0, most = 0;
+#pragma omp simd reduction(max : most_x, most_y, most_z, most)
   for (int j = 0; j < n; ++j) {
-    const scalar_t x = position[3 * j], y = position[3 * j + 1], z = position[3 * j + 2], q = charge[j];
+    const scalar_t x = to.x[j], y = to.y[j], z = to.z[j], q = charge[j];
     const Corners<scalar_t> at = corners(x, y, z, crop, soft);
     const Pair<scalar_t> light = split(q, at.x.above);
     to.cell[j] = at.cell;
@@ -48,12 +35,15 @@ __attribute__((noinline)) Tally locate(const Deposits<scalar_t>& deposits, int64
     to.slope_x[j] = at.x.slope;
     to.slope_y[j] = at.y.slope;
     to.slope_z[j] = at.z.slope;
-    lit += at.lit;
-    flaw += 0 * (x + y + z + q);  // 0, or NaN if a value is not finite, or the sum of great ones
-    lowest = lowest < q ? lowest : q;
+    most_x = std::max(most_x, bits_of(x));
+    most_y = std::max(most_y, bits_of(y));
+    most_z = std::max(most_z, bits_of(z));
+    most = std::max(most, bits_of(q));
   }
   to.start = start;
-  return {static_cast<int64_t>(lit), flaw == 0 && lowest == 0};
+  const auto within = [&](int axis) { return bits_of(static_cast<scalar_t>(crop.size[axis])); };
+  return most_x <= within(0) && most_y <= within(1) && most_z <= within(2) &&
+         most <= bits_of(std::numeric_limits<scalar_t>::max());
 }
 
 template <typename scalar_t>
@@ -67,44 +57,62 @@ int64_t find_fault(const Deposits<scalar_t>& deposits, int64_t first, int64_t la
   return fault;
 }
 
-// Numbers for the four voxels of a layer: along z first, then along y.
+// Deposits of [first, first + n) that light no voxel, and their lowest fault.
 template <typename scalar_t>
-struct Layer {
-  typedef scalar_t four __attribute__((vector_size(4 * sizeof(scalar_t))));
-};
+__attribute__((noinline)) Census look(const Deposits<scalar_t>& deposits, int64_t first, int n, const Crop crop,
+                                      const Softness<scalar_t> soft) {
+  const scalar_t* __restrict__ position = deposits.position + 3 * first;
+  const scalar_t* __restrict__ charge = deposits.charge + first;
+  scalar_t lit = 0, flaw = 0, lowest = 0;
+#pragma omp simd reduction(+ : lit, flaw) reduction(min : lowest)
+  for (int j = 0; j < n; ++j) {
+    const scalar_t x = position[3 * j], y = position[3 * j + 1], z = position[3 * j + 2], q = charge[j];
+    lit += corners(x, y, z, crop, soft).lit;
+    flaw += 0 * (x + y + z + q);  // 0, or NaN if a value is not finite, or the sum of great ones
+    lowest = lowest < q ? lowest : q;
+  }
+  const bool sound = flaw == 0 && lowest == 0;
+  return {n - static_cast<int64_t>(lit), sound ? kNoFault : find_fault(deposits, first, first + n)};
+}
 
 // Finds the runs of the n located deposits, and adds their light to an image.
 template <typename scalar_t>
 SPARSERECO_HD void add_up(Located<scalar_t>& at, int n, const Crop& crop, scalar_t* image) {
-  using Four = typename Layer<scalar_t>::four;
-  const Four low_y = {1, 1, 0, 0}, sign_y = {-1, -1, 1, 1};
-  const Four low_z = {1, 0, 1, 0}, sign_z = {-1, 1, -1, 1};
+  using Vectors = Layer<scalar_t>;
+  using Four = typename Vectors::Four;
+  using Eight = typename Vectors::Eight;
+  const Eight low_y = {1, 1, 0, 0, 1, 1, 0, 0}, sign_y = {-1, -1, 1, 1, -1, -1, 1, 1};
+  const Eight low_z = {1, 0, 1, 0, 1, 0, 1, 0}, sign_z = {-1, 1, -1, 1, -1, 1, -1, 1};
   const int32_t up_x = crop.stride(0), up_y = crop.stride(1);
+  at.cell[n] = -1;  // ends the last run
   int run = 0;
   for (int j = 0; j < n; ++run) {
     const int32_t cell = at.cell[j];
     at.cell_of_run[run] = cell;
-    Four low = {}, high = {}, odd_low = {}, odd_high = {};  // apart: a sum waits for the one before
-    const auto add = [&](int k, Four& to_low, Four& to_high) {
-      const Four yz = (low_y + sign_y * at.y[k]) * (low_z + sign_z * at.z[k]);
-      to_low += at.low[k] * yz;
-      to_high += at.high[k] * yz;
-      at.run[k] = run;
-    };
-    for (; j + 1 < n && at.cell[j] == cell && at.cell[j + 1] == cell; j += 2) {
-      add(j, low, high);
-      add(j + 1, odd_low, odd_high);
+    Eight low = {}, high = {};
+    for (; at.cell[j] == cell && at.cell[j + 1] == cell; j += 2) {
+      Eight y, z, to_low, to_high;
+      Vectors::spread(at.y + j, y);
+      Vectors::spread(at.z + j, z);
+      Vectors::spread(at.low + j, to_low);
+      Vectors::spread(at.high + j, to_high);
+      const Eight yz = (low_y + sign_y * y) * (low_z + sign_z * z);
+      low += to_low * yz;
+      high += to_high * yz;
+      at.run[j] = at.run[j + 1] = run;
     }
-    if (j < n && at.cell[j] == cell) add(j++, low, high);
-    low += odd_low;
-    high += odd_high;
-    scalar_t* to = image + cell;
-    for (int z = 0; z < 2; ++z) {
-      to[z] += low[z];
-      to[up_y + z] += low[2 + z];
-      to[up_x + z] += high[z];
-      to[up_x + up_y + z] += high[2 + z];
+    Four layer, upper;
+    Vectors::sum(low, layer);
+    Vectors::sum(high, upper);
+    if (at.cell[j] == cell) {
+      const scalar_t y = at.y[j], z = at.z[j];
+      const Four yz = {(1 - y) * (1 - z), (1 - y) * z, y * (1 - z), y * z};
+      layer += at.low[j] * yz;
+      upper += at.high[j] * yz;
+      at.run[j++] = run;
     }
+    Vectors::add(layer, up_y, image + cell);
+    Vectors::add(upper, up_y, image + cell + up_x);
   }
   at.runs = run;
 }
@@ -113,16 +121,16 @@ template <typename scalar_t>
 Census splat(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
              const Softness<scalar_t>& soft, Scratch<scalar_t>& scratch) {
   std::fill(scratch.light.begin(), scratch.light.end(), scalar_t(0));
-  int64_t dropped = last - first;
-  bool sound = true;
+  Census found{0, kNoFault};
   for (int64_t start = first; start < last; start += kBlock) {
     const int n = static_cast<int>(std::min<int64_t>(kBlock, last - start));
-    const Tally tally = locate(deposits, start, n, crop, soft, scratch.located);
-    dropped -= tally.lit;
-    sound &= tally.sound;
+    if (!locate(deposits, start, n, crop, soft, scratch.located)) {
+      const Census here = look(deposits, start, n, crop, soft);
+      found = {found.dropped + here.dropped, lower_fault(found.fault, here.fault)};
+    }
     add_up(scratch.located, n, crop, scratch.light.data());
   }
-  return {dropped, sound ? kNoFault : find_fault(deposits, first, last)};
+  return found;
 }
 
 // The derivative of a loss with respect to the light at a place within the eight voxels of a run is a polynomial,
@@ -154,54 +162,45 @@ SPARSERECO_HD void fit(const Located<scalar_t>& at, const Crop& crop, const scal
   }
 }
 
-// table[run[lane]]; no run of a deposit is kWidth or more.
-template <typename scalar_t>
-SPARSERECO_HD typename Lanes<scalar_t>::Vector look_up(const scalar_t* table, typename Lanes<scalar_t>::Index run) {
-  typename Lanes<scalar_t>::Vector found = *reinterpret_cast<const typename Lanes<scalar_t>::Unaligned*>(table);
-#if defined(__GNUC__) && !defined(__clang__)
-  return __builtin_shuffle(found, run);
-#else
-  for (int lane = 0; lane < Lanes<scalar_t>::kWidth; ++lane)
-    found[lane] = table[run[lane] & (Lanes<scalar_t>::kWidth - 1)];  // beyond the last deposit, any number
-  return found;
-#endif
-}
-
-// Derivatives with respect to the n <= kPart located deposits from row `from` of the block on. A vector of
-// deposits belongs to successive runs, no more than it has lanes.
+// Derivatives with respect to the n located deposits from row `from` of the block on. A vector of deposits belongs to
+// successive runs, no more than it has lanes.
 template <typename scalar_t>
 SPARSERECO_HD void pull_part(const Located<scalar_t>& at, const Polynomials<scalar_t>& of, int from, int n,
                              const scalar_t* __restrict__ charge, scalar_t* __restrict__ grad_position,
                              scalar_t* __restrict__ grad_charge) {
-  using Vector = typename Lanes<scalar_t>::Vector;
-  using Index = typename Lanes<scalar_t>::Index;
-  constexpr int kWidth = Lanes<scalar_t>::kWidth;
-  alignas(64) scalar_t along_x[kPart], along_y[kPart], along_z[kPart], value[kPart];
-  for (int j = 0; j < n; j += kWidth) {
+  using L = Lanes<scalar_t>;
+  using Vector = typename L::Vector;
+  using Unaligned = typename L::Unaligned;
+  scalar_t last[3 * L::kWidth];  // derivatives of a vector that is not full
+  for (int j = 0; j < n; j += L::kWidth) {
     const auto vector = [&](const auto* row) { return *reinterpret_cast<const Vector*>(row + from + j); };
     const Vector x = vector(at.x), y = vector(at.y), z = vector(at.z);
     const auto first = at.run[from + j];
-    const Index run = *reinterpret_cast<const Index*>(at.run + from + j) - first;
-    const Vector of_z = look_up<scalar_t>(of.z + first, run), of_xz = look_up<scalar_t>(of.xz + first, run);
-    const Vector of_yz = look_up<scalar_t>(of.yz + first, run), of_xyz = look_up<scalar_t>(of.xyz + first, run);
-    const Vector one = look_up<scalar_t>(of.one + first, run) + of_z * z;
-    const Vector of_x = look_up<scalar_t>(of.x + first, run) + of_xz * z;
-    const Vector of_y = look_up<scalar_t>(of.y + first, run) + of_yz * z;
-    const Vector of_xy = look_up<scalar_t>(of.xy + first, run) + of_xyz * z;
-    const Vector by_x = of_x + of_xy * y;
-    const auto put = [&](scalar_t* to, Vector numbers) { *reinterpret_cast<Vector*>(to + j) = numbers; };
-    put(along_x, by_x);
-    put(along_y, of_y + of_xy * x);
-    put(along_z, of_z + of_yz * y + (of_xz + of_xyz * y) * x);
-    put(value, one + of_y * y + by_x * x);
-  }
-  const scalar_t *slope_x = at.slope_x + from, *slope_y = at.slope_y + from, *slope_z = at.slope_z + from;
-#pragma GCC ivdep
-  for (int j = 0; j < n; ++j) {
-    grad_charge[j] = value[j];
-    grad_position[3 * j] = charge[j] * slope_x[j] * along_x[j];
-    grad_position[3 * j + 1] = charge[j] * slope_y[j] * along_y[j];
-    grad_position[3 * j + 2] = charge[j] * slope_z[j] * along_z[j];
+    const typename L::Index run = *reinterpret_cast<const typename L::Index*>(at.run + from + j) - first;
+    const auto coefficient = [&](const scalar_t* of_runs) { return L::look_up(of_runs + first, run); };
+    const Vector of_z = coefficient(of.z), of_xz = coefficient(of.xz);
+    const Vector of_yz = coefficient(of.yz), of_xyz = coefficient(of.xyz);
+    const Vector one = coefficient(of.one) + of_z * z, of_x = coefficient(of.x) + of_xz * z;
+    const Vector of_y = coefficient(of.y) + of_yz * z, of_xy = coefficient(of.xy) + of_xyz * z;
+    const Vector by_x = of_x + of_xy * y, by_y = of_y + of_xy * x;
+    const Vector by_z = of_z + of_yz * y + (of_xz + of_xyz * y) * x;
+    const Vector value = one + of_y * y + by_x * x;
+
+    const int here = std::min(L::kWidth, n - j);
+    const bool whole = here == L::kWidth;
+    Vector q = {};
+    if (whole)
+      q = *reinterpret_cast<const Unaligned*>(charge + j);
+    else
+      std::memcpy(&q, charge + j, here * sizeof(scalar_t));
+    interleave<scalar_t>(q * vector(at.slope_x) * by_x, q * vector(at.slope_y) * by_y, q * vector(at.slope_z) * by_z,
+                         whole ? grad_position + 3 * j : last);
+    if (whole) {
+      *reinterpret_cast<Unaligned*>(grad_charge + j) = value;
+    } else {
+      std::memcpy(grad_charge + j, &value, here * sizeof(scalar_t));
+      std::memcpy(grad_position + 3 * j, last, 3 * here * sizeof(scalar_t));
+    }
   }
 }
 
