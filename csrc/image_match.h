@@ -99,7 +99,8 @@ SPARSERECO_HD Term<double> gaussian_under(double mean, double threshold, double 
   return {-2 * (log_density - log(hazard)), 2 * hazard * weight};
 }
 
-// log of a positive number. In loops over voxels, calls of the library's would be most of the time.
+// log of a positive number that is neither subnormal nor infinite. The library's would have to be called for each
+// voxel.
 template <typename scalar_t>
 SPARSERECO_HD scalar_t logarithm(scalar_t x) {
 #ifdef __CUDACC__

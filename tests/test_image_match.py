@@ -141,7 +141,8 @@ class TestAgreesWithReference:
 
 
 class TestExtremes:
-    """The likelihood of staying under the threshold, where a plain formula overflows or loses its digits."""
+    """The likelihood of staying under the threshold, where a plain formula overflows or loses its digits; deviances
+    of predictions that are far off, or hardly."""
 
     @staticmethod
     def one_voxel(background: float, **options: Any) -> tuple[float, float]:
@@ -164,6 +165,24 @@ class TestExtremes:
         got, gradient = self.one_voxel(mean, loss="poisson", threshold=threshold)
         assert got == pytest.approx(expected.item(), rel=1e-9, abs=1e-11)
         assert gradient == pytest.approx(slope.item(), rel=1e-6, abs=1e-10)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_deviance(self, dtype: torch.dtype) -> None:
+        values = torch.cat([torch.logspace(-9, 9, 37), 1 + torch.logspace(-7, -1, 13)]).to(dtype)
+        signal, background = (grid.flatten() for grid in torch.meshgrid(values, values, indexing="ij"))
+        images, shape = len(signal), (3, 4, 3)
+        voxels = torch.tensor(list(itertools.product(*map(range, shape))), dtype=torch.int32)
+        n = len(voxels)  # all alike, so that the sum has the digits of each, but for those that adding in float64 loses
+        offsets = torch.arange(images + 1) * n
+        measured = MeasuredImages(voxels.repeat(images, 1), signal.repeat_interleave(n), offsets)
+        nothing = torch.empty(0, dtype=dtype)
+        loss, _ = ops.image_match(
+            nothing.view(0, 3), nothing, torch.zeros(images + 1).long(), background, measured, softness=0.3, shape=shape
+        )
+        b, s = background.double(), signal.double()
+        log = (s / b).log()
+        lost = (4 * torch.finfo(dtype).eps + n * torch.finfo(torch.float64).eps) * n * (b + s + s * log.abs())
+        assert ((loss.double() - 2 * n * (b - s + s * log)).abs() <= lost).all()
 
     @pytest.mark.parametrize("mean", [0.0, 2.0, 3.0, 8.9, 9.1, 60.0, 1e4])
     def test_gaussian(self, mean: float) -> None:

@@ -1,7 +1,6 @@
-// Deposits to an image and back, for one instruction set. Included by splat_<set>.cpp, which defines
-//   SPARSERECO_SET     name of the set,
-//   SPARSERECO_VECTOR  bytes of a vector register,
-// and includes lanes.h before, which says more.
+// Deposits to an image and back, for one instruction set. Included by splat_<set>.cpp after lanes.h, which says how;
+// it defines
+//   SPARSERECO_SET  name of the set.
 //
 // Where deposits lie and what they feel is computed for many at once. Along a track, successive deposits light the same
 // voxels: light is added up in registers run by run, and what derivatives need is worked out once per run.
@@ -57,7 +56,8 @@ int64_t find_fault(const Deposits<scalar_t>& deposits, int64_t first, int64_t la
   return fault;
 }
 
-// Deposits of [first, first + n) that light no voxel, and their lowest fault.
+// Deposits of [first, first + n) that light no voxel, and their lowest fault: for blocks that `locate` is not sure of,
+// those of a track that leaves the image among them.
 template <typename scalar_t>
 __attribute__((noinline)) Census look(const Deposits<scalar_t>& deposits, int64_t first, int n, const Crop crop,
                                       const Softness<scalar_t> soft) {
