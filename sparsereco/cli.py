@@ -49,6 +49,7 @@ def main(run: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     # A batch system ends a job with SIGTERM: it cleans up like Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_memory_together()
+    wait_briefly()
     try:
         run(argv)
         sys.stdout.flush()
@@ -88,6 +89,17 @@ def keep_memory_together() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # other C libraries go without
         library.mallopt(_M_ARENA_MAX, 1)
+
+
+def wait_briefly() -> None:
+    """Has threads that wait for others soon sleep, if torch is not there yet and the user has not said otherwise.
+
+    By default those of libgomp spin for milliseconds: of two reconstructions at once, on as many cores as each has
+    threads, most of the time goes into waiting for threads that have no core to run on. A thousand rounds are what it
+    takes itself where it knows that threads are more than cores.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def keep_free_memory() -> None:

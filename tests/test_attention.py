@@ -53,6 +53,16 @@ def decode(module: DecoderBlock, steps: Tensor, memory: Tensor, counts: list[int
     return module(steps, module.remember(memory, ragged), ragged.mask)[0]
 
 
+def test_sequences_of_an_event_do_not_see_each_other() -> None:
+    counts = [3, 5]
+    module, memory = block(DecoderBlock), tokens(counts)
+    steps = tokens([24]).view(2, 4, 3, WIDTH)
+    found = decode(module, steps.flatten(0, 1), memory, counts).view_as(steps)
+    for event, own in enumerate(memory.split(counts)):
+        for sequence in range(4):
+            torch.testing.assert_close(found[event, sequence], decode_one(module, steps[event, sequence], own))
+
+
 @given(st.lists(st.integers(1, 6), max_size=6))
 def test_pack_undoes_pad(counts: list[int]) -> None:
     ragged, x = Ragged.of(torch.tensor(counts, dtype=torch.int64)), tokens(counts)

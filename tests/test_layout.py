@@ -38,7 +38,7 @@ LATE = {  # what comes after the stages of a system, and with which parts of the
 LEVELS = [  # a part imports from its own level and from those before it; what is not named here is on the first one
     {"detector", "io", "infill.light"},  # knows neither torch nor models
     {"cli", "ops", "reference", "convolution", "scale"},
-    {"voxels", "segments", "geometry"},
+    {"voxels", "segments", "geometry", "rows"},
     {"nn", "sim", "checkpoint", *STAGES},  # a system: what its stages share
     {"stage"},
     {"chain", "train", "training", "baselines", "plots", "report", "display"},

@@ -11,6 +11,7 @@ from model_events import PITCH, VOXELS, Truth, crops_of, refiner
 from torch import Tensor
 
 from sparsereco.detector import Response
+from sparsereco.rows import rows_at
 from sparsereco.vertex.combination import combined
 from sparsereco.vertex.config import RefinementSettings, VertexConfig
 from sparsereco.vertex.crop import Tracks
@@ -18,7 +19,7 @@ from sparsereco.vertex.expected import SIDE, ExpectedLight, leaked, measured_lig
 from sparsereco.vertex.generator import Generator, GeneratorConfig
 from sparsereco.vertex.hadrons import MAX_HADRONS, Decomposition
 from sparsereco.vertex.likelihood import TRACK_LIGHT, variance, voxel_loss
-from sparsereco.vertex.parameters import Problem, State, draws, prior_derivatives, prior_loss, rows_at, to_problem
+from sparsereco.vertex.parameters import Problem, State, draws, prior_derivatives, prior_loss, to_problem
 from sparsereco.vertex.refine import Refiner
 
 BY_HADRON = "crop", "step", "species", "species_prob", "score", "ke", "ke_err", "direction", "dir_err"

@@ -82,6 +82,11 @@ KeyValue = tuple[Tensor, Tensor]
 """Keys and values of tokens, each (B, heads, L, width / heads)."""
 
 
+def by_event(x: Tensor, events: int) -> Tensor:
+    """Tokens (B * K, S, width) of K sequences of each of B events as (B, K * S, width)."""
+    return x.reshape(events, len(x) * x.shape[1] // max(events, 1), x.shape[2])
+
+
 class FeedForward(nn.Sequential):
     """Pre-normalised two-layer perceptron of a transformer block."""
 
@@ -143,10 +148,10 @@ class DecoderBlock(nn.Module):
     def forward(
         self, x: Tensor, remembered: KeyValue, mask: Tensor, before: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """(B, S, width) steps to the same, and their keys and values, those before them included.
+        """Steps to the same, and their keys and values, those before them included.
 
         Args:
-            x: all steps, or with ``before`` the one step after those.
+            x: (B * K, S, width) all steps of K sequences of each event, or with ``before`` the one step after those.
             remembered: of the tokens; mask: (B, L) which of them there are.
             before: what the call for the steps before returned.
         """
@@ -157,7 +162,9 @@ class DecoderBlock(nn.Module):
             k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
         mixed = attend(q, k, v, is_causal=before is None)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        q = self.query(self.cross_norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # Sequences of an event look at the same tokens, and not at each other.
+        queries = by_event(self.query(self.cross_norm(x)), len(mask))
+        q = queries.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mixed = attend(q, *remembered, attn_mask=mask[:, None, None, :])
-        x = x + self.cross_out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.cross_out(mixed.transpose(1, 2).flatten(2)).view_as(x)
         return x + self.feed(x), (k, v)

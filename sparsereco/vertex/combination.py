@@ -62,17 +62,16 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
         torch.where(problem.on, weight, 1.0).reciprocal() for weight in (problem.ke_weight, problem.dir_weight)
     )
     turn = (fit.direction - prior.direction).square().sum(2) / 2  # per transverse axis
-    ke = torch.lerp(prior.ke, fit.ke, species)
-    excess = (fit.ke * problem.on).sum(1) - problem.total
+    total = (fit.ke * problem.on).sum(1)
     return Values(
         torch.lerp(prior.vertex, fit.vertex, both),
         _spread(both, vertex_err, vertex_var, (fit.vertex - prior.vertex).square()),
-        ke,
+        torch.lerp(prior.ke, fit.ke, species),
         _spread(species, ke_err, ke_var, (fit.ke - prior.ke).square()),
         normalize(torch.lerp(prior.direction, fit.direction, number[..., None]), dim=-1),
         _spread(number, dir_err, dir_var, turn),
-        (ke * problem.on).sum(1),
-        _spread(species[:, 0], total_err, problem.total_weight.reciprocal(), excess.square()),
+        torch.lerp(problem.total, total, species[:, 0]),
+        _spread(species[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
     )
 
 

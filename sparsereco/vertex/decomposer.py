@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
-from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged, exactly
+from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged, by_event, exactly
+from sparsereco.rows import mapped
 from sparsereco.vertex.crop import HALF, Crops
-from sparsereco.vertex.densities import LAPLACE_68, Steps, half_width, laplace, log_density, number_probability
+from sparsereco.vertex.densities import LAPLACE_68, Steps, laplace, log_density, number_probability
 from sparsereco.vertex.features import (
     RELATIVE_FEATURES,
     TRACK_FEATURES,
@@ -41,6 +42,7 @@ from sparsereco.vertex.hadrons import (
     in_order,
     name_hadrons,
 )
+from sparsereco.vertex.naming import medians, name, uniform_numbers
 
 _MODES = 4
 
@@ -59,8 +61,19 @@ class DecomposerConfig:
     """Features of the finder's embedding of a voxel."""
 
 
-Remembered = tuple[list[KeyValue], Tensor]
-"""What `Decomposer.decode` needs of a crop at every step."""
+@dataclass(frozen=True)
+class Remembered:
+    """What the decoder needs of V crops at every step."""
+
+    start: Tensor  # (V, width) the token before the first hadron
+    blocks: list[KeyValue]  # of the tokens, for each decoder block
+    keys: Tensor  # (V, L, 32) of the shares
+    mask: Tensor  # (V, L) bool, which tokens there are
+
+    def at(self, rows: Tensor) -> Remembered:
+        """The same of some of the crops."""
+        blocks = [(key[rows], value[rows]) for key, value in self.blocks]
+        return Remembered(self.start[rows], blocks, self.keys[rows], self.mask[rows])
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class Decomposer(nn.Module):
     dir_calibration: Tensor
     total_calibration: Tensor
     track_light: Tensor
+    uniform: Tensor
 
     def __init__(self, settings: DecomposerConfig) -> None:
         super().__init__()
@@ -134,6 +148,7 @@ class Decomposer(nn.Module):
         # Light per length of a leaving track, median over the events of the training at the nominal light yield
         # [p.e. per voxel].
         self.register_buffer("track_light", torch.tensor(160.0))
+        self.register_buffer("uniform", uniform_numbers(), persistent=False)
 
     def encode(self, crops: Crops, light_nuclei: Tensor) -> Encoded:
         """Encodes crops; every crop has at least its summary token, so an empty one is valid.
@@ -177,34 +192,37 @@ class Decomposer(nn.Module):
 
     def remember(self, encoded: Encoded) -> Remembered:
         """Keys and values of each decoder block and of the shares: once per crop, whatever the steps."""
-        decoder = cast(Iterable[DecoderBlock], self.decoder)
-        blocks = [block.remember(encoded.memory, encoded.ragged) for block in decoder]
-        return blocks, encoded.ragged.pad(self.share_key(encoded.memory))
+        memory, ragged = encoded.memory, encoded.ragged
+        blocks = [block.remember(memory, ragged) for block in cast(Iterable[DecoderBlock], self.decoder)]
+        start = self.start + memory[encoded.of_summary]
+        return Remembered(start, blocks, ragged.pad(self.share_key(memory)), ragged.mask)
 
     def decode(
-        self, encoded: Encoded, named: Tensor, remembered: Remembered, before: list[KeyValue] | None = None
+        self, named: Tensor, remembered: Remembered, before: list[KeyValue] | None = None
     ) -> tuple[Steps, list[KeyValue]]:
         """Densities of the next hadron after each prefix, and what a call for the step after them needs.
 
         Args:
-            encoded: the crops; remembered: of the same, from `remember`.
-            named: (V, S, HADRON_FEATURES) the hadrons before, from `name_hadrons`; the density of step s depends on the
-                first s. With ``before``, only the last of them.
+            named: (V * K, S, HADRON_FEATURES) the hadrons before, from `name_hadrons`, in K sequences for each crop;
+                the density of step s depends on the first s. With ``before``, only the last of them.
+            remembered: of the V crops, from `remember`.
             before: what the call for the steps before returned.
         """
-        blocks, keys = remembered
         x, first = self.hadron(named), 0
         if before is None:
-            x = torch.cat([(self.start + encoded.memory[encoded.of_summary])[:, None], x], 1)
+            start = remembered.start.repeat_interleave(len(x) // max(len(remembered.start), 1), 0)
+            x = torch.cat([start[:, None], x], 1)
         else:
             first = before[0][0].shape[2]
         x = x + self.place[first : first + x.shape[1]]
-        past: list[KeyValue | None] = [None] * len(blocks) if before is None else [*before]
+        past: list[KeyValue | None] = [None] * len(self.decoder) if before is None else [*before]
         after = []
-        for block, kept, own in zip(self.decoder, blocks, past, strict=True):
-            x, key_value = block(x, kept, encoded.ragged.mask, own)
+        for block, kept, own in zip(self.decoder, remembered.blocks, past, strict=True):
+            x, key_value = block(x, kept, remembered.mask, own)
             after.append(key_value)
-        share = torch.einsum("vsc,vlc->vsl", self.share_query(x), keys) / keys.shape[-1] ** 0.5
+        keys = remembered.keys
+        queries = by_event(self.share_query(x), len(keys))
+        share = torch.einsum("vsc,vlc->vsl", queries, keys) / keys.shape[-1] ** 0.5
         out = exactly(self.step_head, x)
         modes, species = out[..., : 7 * _MODES].unflatten(-1, (_MODES, 7)), out[..., 7 * _MODES :]
         steps = Steps(
@@ -214,7 +232,7 @@ class Decomposer(nn.Module):
             ke=modes[..., 5] + 1,
             ke_scale=softplus(modes[..., 6]) + 0.005,
             species=species,
-            share=share.float(),
+            share=share.float().view(*x.shape[:2], keys.shape[1]),
         )
         return steps, after
 
@@ -234,7 +252,7 @@ class Decomposer(nn.Module):
         hadrons = in_order(hadrons, crops.crop, generator)
         direction = torch.einsum("vij,vsj->vsi", encoded.turn, hadrons.direction)
         named = name_hadrons(*blurred(direction, hadrons.ke, generator), hadrons.species)[:, :-1]
-        steps, _ = self.decode(encoded, named, self.remember(encoded))
+        steps, _ = self.decode(named, self.remember(encoded))
 
         exists = torch.arange(MAX_HADRONS) < hadrons.count[:, None]  # (V, S)
         kinematics = -log_density(steps, direction, hadrons.ke / ENERGY)[exists]
@@ -254,37 +272,39 @@ class Decomposer(nn.Module):
 
     @torch.inference_mode()
     def forward(self, crops: Crops, light_nuclei: bool, max_hadrons: int = MAX_HADRONS) -> Decomposition:
-        """Takes crops apart: as many hadrons as is likeliest, and at each step the likeliest mode.
+        """Takes crops apart: as many hadrons as is likeliest, and each the median of what it may be.
 
         Args:
             crops: what to take apart.
             light_nuclei: whether a hadron may be a deuteron or a triton; if not, all are protons.
             max_hadrons: the most that are named in a crop.
         """
-        n, prior = len(crops), int(light_nuclei)
+        n, prior, many = len(crops), int(light_nuclei), 1 + self.uniform.shape[1]
         encoded = self.encode(crops, torch.full((n,), light_nuclei))
-        named = torch.zeros(n, 0, HADRON_FEATURES)
-        remembered, before = self.remember(encoded), None
-        found = []
-        for _ in range(max_hadrons):
-            steps, before = self.decode(encoded, named, remembered, before)
-            mode = steps.weight[:, -1].argmax(-1)
-            direction, kappa, ke = (
-                value[torch.arange(n), -1, mode] for value in (steps.direction, steps.kappa, steps.ke)
-            )
-            ke, likely = ke.clamp(min=0), steps.species[:, -1].softmax(-1)
-            species = likely.argmax(-1)
-            scale = half_width(ke, steps.weight[:, -1].exp(), steps.ke[:, -1], steps.ke_scale[:, -1])
-            share = encoded.ragged.pack(steps.share[:, -1])[encoded.of_voxel].sigmoid()
-            found.append((species, likely, ke, scale, direction, kappa, share))
-            named = name_hadrons(direction, ke * ENERGY, species)[:, None]
-        species, likely, ke, scale, direction, kappa, share = (
-            torch.stack(parts, 1) for parts in zip(*found, strict=True)
-        )
         number = number_probability(encoded.number, max_hadrons)
+        count = number.argmax(1)
+        named = torch.zeros(n * many, 0, HADRON_FEATURES)
+        remembered, before = self.remember(encoded), None
+        found, shares, rows = [], [], torch.arange(n)
+
+        def of_all(value: Tensor) -> Tensor:
+            """Values of the crops that go on, among zeros for the others."""
+            return value.new_zeros(n, *value.shape[1:]).index_copy(0, rows, value)
+
+        for place, uniform in enumerate(self.uniform[:max_hadrons], start=1):
+            steps, before = self.decode(named, remembered, before)
+            hadron = name(steps, uniform)
+            found.append(mapped(of_all, hadron))
+            shares.append(encoded.ragged.pack(of_all(steps.share[::many, -1]))[encoded.of_voxel].sigmoid())
+            on = count[rows] > place
+            remembered, rows = remembered.at(on), rows[on]
+            on = on.repeat_interleave(many)
+            before = [(key[on], value[on]) for key, value in before]
+            told = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
+            named = told.view(-1, 1, HADRON_FEATURES)[on]
+        hadrons, share = medians(found, count), torch.stack(shares, 1)
         score = number.flip(1).cumsum(1).flip(1)[:, 1:].clamp(max=1)  # (V, S) probability of at least 1, 2, ... hadrons
-        going = torch.arange(max_hadrons) < number.argmax(1)[:, None]
-        ke = _reconciled(ke, scale, going, encoded)
+        going = torch.arange(max_hadrons) < count[:, None]
         crop, step = going.nonzero(as_tuple=True)
         back = encoded.turn.mT
         share = share * going[crops.crop]
@@ -301,13 +321,13 @@ class Decomposer(nn.Module):
             number_prob=number,
             crop=crop,
             step=step,
-            species=species[going],
-            species_prob=likely[going],
+            species=hadrons.species[going],
+            species_prob=hadrons.species_prob[going],
             score=score[going],
-            ke=ke[going] * ENERGY,
-            ke_err=self.ke_calibration[prior] * scale[going] * ENERGY,
-            direction=turned(direction[going], back[crop]),
-            dir_err=self.dir_calibration[prior] / kappa[going].sqrt(),
+            ke=hadrons.ke[going] * ENERGY,
+            ke_err=self.ke_calibration[prior] * hadrons.ke_err[going] * ENERGY,
+            direction=turned(hadrons.direction[going], back[crop]),
+            dir_err=self.dir_calibration[prior] * hadrons.dir_err[going],
             share=share / share.sum(1, keepdim=True).clamp(min=1.0),
         )
 
@@ -315,17 +335,6 @@ class Decomposer(nn.Module):
 def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Position and Laplace scale [voxels] from a head's (V, 6)."""
     return start + out[:, :3], softplus(out[:, 3:] - 1) + 0.005
-
-
-def _reconciled(ke: Tensor, scale: Tensor, going: Tensor, encoded: Encoded) -> Tensor:
-    """Energies (V, S) moved, each by its own uncertainty, so that their sum agrees with the total that is seen at once.
-
-    The total is known better than the sum of the parts: a hadron that takes too much leaves too little to another.
-    """
-    variance = scale.square() * going
-    excess = encoded.total - (ke * going).sum(1)
-    share = variance / variance.sum(1, keepdim=True).clamp(min=1e-9)
-    return (ke + share * excess[:, None]).clamp(min=0)
 
 
 def _share_loss(steps: Steps, encoded: Encoded, crops: Crops, hadrons: Hadrons, exists: Tensor) -> Tensor:

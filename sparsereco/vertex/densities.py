@@ -39,21 +39,48 @@ def log_density(steps: Steps, direction: Tensor, ke: Tensor) -> Tensor:
     return torch.logsumexp(steps.weight + fisher + energy, -1)
 
 
-def half_width(value: Tensor, weight: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    """(V,) half-widths of the intervals around values (V,) that hold 68 % of mixtures of Laplace densities (V, M).
+def median(centre: Tensor, scale: Tensor) -> Tensor:
+    """(...) medians of mixtures of M Laplace densities of equal weight (..., M).
 
-    Where the modes disagree, as they do about a hadron whose species is in doubt, the one that is taken knows too
-    little of its own error.
+    Where half of them lie far from the other half, all between is a median, and the middle of it is taken.
     """
-    arm = (centre - value[:, None]).abs()
-    low, high = torch.zeros_like(value), (arm + 5 * scale).amax(1)
-    for _ in range(12):
+    return (_quantile(0.5 - _MIDDLE, centre, scale) + _quantile(0.5 + _MIDDLE, centre, scale)) / 2
+
+
+_MIDDLE = 0.02
+
+
+def _quantile(share: float, centre: Tensor, scale: Tensor) -> Tensor:
+    low, high = (centre - 10 * scale).amin(-1), (centre + 10 * scale).amax(-1)
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        inner, outer = (middle[:, None] - arm) / scale, (middle[:, None] + arm) / scale
-        held = 0.5 * (torch.where(inner > 0, 2 - (-inner.abs()).exp(), (-inner.abs()).exp()) - (-outer).exp())
-        enough = (weight * held).sum(1) > 0.68
+        enough = _held(middle[..., None], centre, scale).mean(-1) > share
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return (low + high) / 2
+
+
+def half_width(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """(...) half-widths of the intervals about values (...) that hold 68 % of mixtures of Laplace densities (..., M).
+
+    Where the parts disagree, as they do about a hadron whose species is in doubt, each knows too little of its error.
+    """
+    low, high = torch.zeros_like(value), ((centre - value[..., None]).abs() + 5 * scale).amax(-1)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        ends = [_held((value + sign * middle)[..., None], centre, scale) for sign in (1, -1)]
+        enough = (ends[0] - ends[1]).mean(-1) > 0.68
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high
+
+
+_BISECTIONS = 16
+
+
+def _held(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """Share of Laplace densities below values."""
+    off = (value - centre) / scale
+    tail = 0.5 * torch.exp(-off.abs())
+    return torch.where(off > 0, 1 - tail, tail)
 
 
 def number_probability(seen: Tensor, most: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.geometry import across
+from sparsereco.rows import choose, put_rows, rows_at
 from sparsereco.vertex.expected import SOFT, STEPS, WIDE, ExpectedLight
 from sparsereco.vertex.likelihood import variance, voxel_loss
 from sparsereco.vertex.parameters import (
@@ -20,13 +21,10 @@ from sparsereco.vertex.parameters import (
     HADRON,
     Problem,
     State,
-    choose,
     flat,
     per_parameter,
     prior_derivatives,
     prior_loss,
-    put_rows,
-    rows_at,
 )
 from sparsereco.voxels import offsets_of
 

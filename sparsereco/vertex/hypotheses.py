@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparsereco.rows import choose
 from sparsereco.vertex.expected import LEAST, MOST, SIDE
 from sparsereco.vertex.fits import Fitter
 from sparsereco.vertex.hadrons import SPECIES, Decomposition
-from sparsereco.vertex.parameters import Problem, State, choose
+from sparsereco.vertex.parameters import Problem, State
 
 _VOXELS = 3  # brightest ones beyond what is expected that a further hadron may point to
 _WIDTH = 8.0, 0.4  # of a further hadron about where it is looked for: energy [MeV], each angle [rad]

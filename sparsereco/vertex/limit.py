@@ -7,13 +7,12 @@ Three answers to the same question, each with the true number and species of the
 - the mean of samples of the posterior. Nothing does better on average, so it is what can be reached;
 - the Fisher information at the truth: the bound for errors so small that the likelihood is quadratic.
 
-All three know the leaving track's line as it is found, and nothing else but that energies lie between 0 and 60 MeV.
-Lengths are in voxels.
+All three know the leaving track's line as it is found and how well, and nothing else but that energies lie between 0
+and 60 MeV. Lengths are in voxels.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,24 +21,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.matching import ANGLE_UNIT, ENERGY_UNIT
+from sparsereco.rows import choose, joined, mapped, rows_at
 from sparsereco.vertex.crop import Crops
 from sparsereco.vertex.expected import LEAST
 from sparsereco.vertex.fits import Fitter
 from sparsereco.vertex.hadrons import SPECIES, Decomposition
-from sparsereco.vertex.parameters import (
-    COMMON,
-    HADRON,
-    Problem,
-    State,
-    choose,
-    joined,
-    mapped,
-    rows_at,
-    to_problem,
-)
+from sparsereco.vertex.naming import best_order
+from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State, to_problem
+from sparsereco.voxels import rank_in_group
 
 _MOST = 60.0  # energy of a hadron of the simulated presets [MeV]
-_LINE = 0.035  # error of a leaving track's line, across it [voxels]
+_LINE = 0.02  # least error of a leaving track's line, along any axis [voxels]
 _WIDE = 1.5, 60.0, 3.0  # errors of a prior that says next to nothing: vertex [voxels], energy [MeV], angle [rad]
 _START = 0.15, 0.2, 0.4  # spread of the first population: vertex [voxels], energy (relative), angle [rad]
 _STEPS = 40
@@ -145,15 +137,16 @@ def _without_prior(crops: Crops, problem: Problem) -> Problem:
     tracks = crops.tracks
     direction = torch.zeros(len(crops), 3)
     has = problem.there > 0
-    first = torch.zeros(len(crops), dtype=torch.long)
-    first[tracks.crop.flip(0)] = torch.arange(len(tracks.crop)).flip(0)
-    direction[has] = tracks.direction[first[has]]
+    lead = rank_in_group(tracks.crop) == 0
+    direction = direction.index_copy(0, tracks.crop[lead], tracks.direction[lead])
+    error = torch.full((len(crops), 3), _WIDE[0])
+    error = error.index_copy(0, tracks.crop[lead], tracks.error[lead].clamp(_LINE, _WIDE[0]))
     off = problem.mean.vertex - problem.far
     nearest = problem.far + (off * direction).sum(1, keepdim=True) * direction
     vertex = torch.where(has[:, None], nearest, problem.mean.vertex)
-    across = torch.eye(3) - direction[:, :, None] * direction[:, None]
-    weight = across / torch.where(has, _LINE, _WIDE[0]).square()[:, None, None]
-    weight = weight + direction[:, :, None] * direction[:, None] / _WIDE[0] ** 2
+    along = direction[:, :, None] * direction[:, None]
+    across = torch.eye(3) - along
+    weight = torch.linalg.inv(across @ torch.diag_embed(error.square()) @ across + _WIDE[0] ** 2 * along)
     return replace(problem, mean=replace(problem.mean, vertex=vertex), vertex_weight=weight)
 
 
@@ -249,10 +242,7 @@ def _relabelled(state: State, reference: State, on: Tensor) -> State:
     energy = (state.ke[:, None] - reference.ke[:, :, None]).abs() / ENERGY_UNIT
     cosine = torch.einsum("fix,fjx->fij", reference.direction, state.direction).clamp(-1, 1)
     cost = energy + torch.acos(cosine) / ANGLE_UNIT
-    cost = torch.where(on[:, :, None] & on[:, None], cost, torch.where(on[:, :, None] == on[:, None], 0.0, torch.inf))
-    hadrons = on.shape[1]
-    orders = torch.tensor(list(itertools.permutations(range(hadrons))))
-    order = orders[cost[:, torch.arange(hadrons), orders].sum(2).argmin(1)]
+    order = best_order(cost[:, None], on.sum(1))[:, 0]
 
     def ordered(value: Tensor) -> Tensor:
         return value.gather(1, order.view(*order.shape, *[1] * (value.ndim - 2)).expand_as(value))

@@ -11,12 +11,12 @@ import torch
 
 from sparsereco.matching import true_hadrons
 from sparsereco.metrics import FAST_HADRON, Comparison
+from sparsereco.rows import plain
 from sparsereco.stats import Estimate, median, spread
 from sparsereco.vertex.chain import VertexChain
 from sparsereco.vertex.crop import HALF
 from sparsereco.vertex.hadrons import MAX_HADRONS, SPECIES
 from sparsereco.vertex.limit import Found, Limits, as_named, limits
-from sparsereco.vertex.parameters import plain
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ departs from the straight, mean one: two of curvature and one of range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,8 +26,6 @@ COMMON = 4
 """Parameters of a crop: vertex, light of the leaving track."""
 
 _FAR = 6.1  # a point of a line this far from the centre is outside the crop
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -192,51 +188,3 @@ def draws(problem: Problem, centre: State, starts: int) -> tuple[Tensor, State]:
 def per_parameter(state: State, common: tuple[float, float], hadron: tuple[float, ...]) -> Tensor:
     """(D,) one number per parameter: of the vertex and the track's light, and of each hadron's."""
     return torch.tensor([common[0]] * 3 + [common[1]] + list(hadron) * state.ke.shape[1])
-
-
-def choose(condition: Tensor, yes: T, no: T) -> T:
-    """Of each row one of two values."""
-
-    def either(parts: list[Tensor]) -> Tensor:
-        return torch.where(condition.view(-1, *[1] * (parts[0].ndim - 1)), parts[0], parts[1])
-
-    return zipped(either, [yes, no])
-
-
-def joined(values: Sequence[T]) -> T:
-    """The rows of all values, one after the other."""
-    return zipped(torch.cat, values)
-
-
-def zipped(function: Callable[[list[Tensor]], Tensor], values: Sequence[T]) -> T:
-    """A dataclass of tensors from several of its kind, by a function of the tensors of the same name."""
-    parts = {}
-    for field in fields(values[0]):  # type: ignore[arg-type]
-        column = [getattr(value, field.name) for value in values]
-        parts[field.name] = function(column) if isinstance(column[0], Tensor) else zipped(function, column)
-    return type(values[0])(**parts)
-
-
-def mapped(function: Callable[[Tensor], Tensor], value: T) -> T:
-    """A dataclass of tensors with a function applied to each."""
-    parts = {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
-    return type(value)(**{k: function(v) if isinstance(v, Tensor) else mapped(function, v) for k, v in parts.items()})
-
-
-def rows_at(value: T, rows: Tensor) -> T:
-    """Some rows of every tensor."""
-    return mapped(lambda column: column[rows], value)
-
-
-def put_rows(value: T, rows: Tensor, new: T) -> T:
-    """Some rows of every tensor replaced."""
-    columns = {
-        field.name: getattr(value, field.name).index_copy(0, rows, getattr(new, field.name))
-        for field in fields(value)  # type: ignore[arg-type]
-    }
-    return type(value)(**columns)
-
-
-def plain(value: T) -> T:
-    """Without the mark of inference mode, which derivatives refuse."""
-    return mapped(torch.clone, value)

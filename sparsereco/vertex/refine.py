@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from sparsereco import ops
 from sparsereco.detector import Response
+from sparsereco.rows import choose, joined, mapped, plain, rows_at
 from sparsereco.vertex.combination import combined
 from sparsereco.vertex.config import RefinementSettings
 from sparsereco.vertex.crop import HALF, Crops
@@ -36,21 +37,7 @@ from sparsereco.vertex.generator import Generator
 from sparsereco.vertex.hadrons import Decomposition
 from sparsereco.vertex.hypotheses import hypotheses, posterior_number, renamed
 from sparsereco.vertex.likelihood import DELTA_LIGHT, DELTA_RATE, with_delta_rays
-from sparsereco.vertex.parameters import (
-    COMMON,
-    HADRON,
-    Problem,
-    State,
-    choose,
-    draws,
-    flat,
-    joined,
-    mapped,
-    plain,
-    prior_derivatives,
-    rows_at,
-    to_problem,
-)
+from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State, draws, flat, prior_derivatives, to_problem
 from sparsereco.voxels import offsets_of
 
 _CHUNK = 512  # fits at a time: their derivatives stay in the cache
