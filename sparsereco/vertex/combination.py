@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State
 
-_CALIBRATION = 1.93, 1.78, 1.18, 1.7
+_CALIBRATION = 1.93, 1.7, 1.18, 1.7
 """Factors on fits' errors of vertex, energy, direction and total energy, which make 68 % intervals hold 68 %.
 
 Fitted to the pulls of conf1 and of conf2, ideal: 2,000 events each of `tools/simulate.py vertex --seed 32
