@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from sparsereco.vertex.densities import Steps, log_density
 from sparsereco.vertex.hadrons import ENERGY, MAX_HADRONS
-from sparsereco.vertex.naming import DRAWS, Named, best_order, medians, name, uniform_numbers
+from sparsereco.vertex.naming import DRAWS, Named, best_order, medians, next_hadron, uniform_numbers
 
 
 def one_step(n: int, weight: list[float], directions: Tensor, kappa: float, ke: list[float], scale: float) -> Steps:
@@ -43,7 +43,7 @@ def test_the_numbers_are_even_and_always_the_same() -> None:
 
 def test_the_first_sequence_is_the_likeliest() -> None:
     steps = one_step(2 * (1 + DRAWS), [0.3, 0.7], AXES, 5.0, [1.0, 2.0], 0.1)
-    found = name(steps, uniform_numbers()[0])
+    found = next_hadron(steps, uniform_numbers()[0])
     assert found.ke.shape == (2, 1 + DRAWS)
     torch.testing.assert_close(found.ke[:, 0], torch.tensor([2.0, 2.0]))
     torch.testing.assert_close(found.direction[:, 0], AXES[1].expand(2, 3))
@@ -55,7 +55,7 @@ def test_the_first_sequence_is_the_likeliest() -> None:
 def test_draws_follow_the_density(kappa: float) -> None:
     many = 20_000
     steps = one_step(1 + many, [0.3, 0.7], AXES, kappa, [1.0, 2.0], 0.1)
-    found = name(steps, torch.rand(many, 5, generator=torch.Generator().manual_seed(1)))
+    found = next_hadron(steps, torch.rand(many, 5, generator=torch.Generator().manual_seed(1)))
     draws = Named(**{key: value[0, 1:] for key, value in vars(found).items()})
     assert (draws.mode_ke == 2).float().mean().item() == pytest.approx(0.7, abs=0.015)
     shares = torch.bincount(draws.species, minlength=3) / many
@@ -68,7 +68,7 @@ def test_draws_follow_the_density(kappa: float) -> None:
         torch.testing.assert_close(normalize(draws.mode_direction[own][0], dim=0), AXES[mode])
         assert (draws.ke[own] - ke).abs().mean().item() == pytest.approx(0.1, rel=0.05)
     # Entropy by two ways: the mean of the density over draws from it, against draws from another stream.
-    again = name(steps, torch.rand(many, 5, generator=torch.Generator().manual_seed(2)))
+    again = next_hadron(steps, torch.rand(many, 5, generator=torch.Generator().manual_seed(2)))
     wide = Steps(**{key: value[1:] for key, value in vars(steps).items()})
     first, second = (
         log_density(wide, some.direction[0, 1:, None], some.ke[0, 1:, None]).mean().item() for some in (found, again)

@@ -42,7 +42,7 @@ from sparsereco.vertex.hadrons import (
     in_order,
     name_hadrons,
 )
-from sparsereco.vertex.naming import medians, name, uniform_numbers
+from sparsereco.vertex.naming import Medians, medians, next_hadron, uniform_numbers
 
 _MODES = 4
 
@@ -279,30 +279,11 @@ class Decomposer(nn.Module):
             light_nuclei: whether a hadron may be a deuteron or a triton; if not, all are protons.
             max_hadrons: the most that are named in a crop.
         """
-        n, prior, many = len(crops), int(light_nuclei), 1 + self.uniform.shape[1]
+        n, prior = len(crops), int(light_nuclei)
         encoded = self.encode(crops, torch.full((n,), light_nuclei))
         number = number_probability(encoded.number, max_hadrons)
         count = number.argmax(1)
-        named = torch.zeros(n * many, 0, HADRON_FEATURES)
-        remembered, before = self.remember(encoded), None
-        found, shares, rows = [], [], torch.arange(n)
-
-        def of_all(value: Tensor) -> Tensor:
-            """Values of the crops that go on, among zeros for the others."""
-            return value.new_zeros(n, *value.shape[1:]).index_copy(0, rows, value)
-
-        for place, uniform in enumerate(self.uniform[:max_hadrons], start=1):
-            steps, before = self.decode(named, remembered, before)
-            hadron = name(steps, uniform)
-            found.append(mapped(of_all, hadron))
-            shares.append(encoded.ragged.pack(of_all(steps.share[::many, -1]))[encoded.of_voxel].sigmoid())
-            on = count[rows] > place
-            remembered, rows = remembered.at(on), rows[on]
-            on = on.repeat_interleave(many)
-            before = [(key[on], value[on]) for key, value in before]
-            told = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
-            named = told.view(-1, 1, HADRON_FEATURES)[on]
-        hadrons, share = medians(found, count), torch.stack(shares, 1)
+        hadrons, share = self._name(encoded, count, max_hadrons)
         score = number.flip(1).cumsum(1).flip(1)[:, 1:].clamp(max=1)  # (V, S) probability of at least 1, 2, ... hadrons
         going = torch.arange(max_hadrons) < count[:, None]
         crop, step = going.nonzero(as_tuple=True)
@@ -330,6 +311,30 @@ class Decomposer(nn.Module):
             dir_err=self.dir_calibration[prior] * hadrons.dir_err[going],
             share=share / share.sum(1, keepdim=True).clamp(min=1.0),
         )
+
+    def _name(self, encoded: Encoded, count: Tensor, most: int) -> tuple[Medians, Tensor]:
+        """As many hadrons as there are in each crop, of at most so many, and each one's share in the voxels (N, S)."""
+        n, many = len(count), 1 + self.uniform.shape[1]
+        named = torch.zeros(n * many, 0, HADRON_FEATURES)
+        remembered, before = self.remember(encoded), None
+        found, shares, rows = [], [], torch.arange(n)
+
+        def of_all(value: Tensor) -> Tensor:
+            """Values of the crops that have a hadron more, among zeros for the others."""
+            return value.new_zeros(n, *value.shape[1:]).index_copy(0, rows, value)
+
+        for step, uniform in enumerate(self.uniform[:most], start=1):
+            steps, before = self.decode(named, remembered, before)
+            hadron = next_hadron(steps, uniform)
+            found.append(mapped(of_all, hadron))
+            shares.append(encoded.ragged.pack(of_all(steps.share[::many, -1]))[encoded.of_voxel].sigmoid())
+            more = count[rows] > step
+            remembered, rows = remembered.at(more), rows[more]
+            more = more.repeat_interleave(many)
+            before = [(key[more], value[more]) for key, value in before]
+            told = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
+            named = told.view(-1, 1, HADRON_FEATURES)[more]
+        return medians(found, count), torch.stack(shares, 1)
 
 
 def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

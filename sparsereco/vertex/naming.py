@@ -55,7 +55,7 @@ class Named:
     mode_scale: Tensor  # (V, K) Laplace scale of the same [units of ENERGY]
 
 
-def name(steps: Steps, uniform: Tensor) -> Named:
+def next_hadron(steps: Steps, uniform: Tensor) -> Named:
     """The next hadron of each sequence.
 
     The modes that were drawn from say more than the draws themselves, so both are kept.
