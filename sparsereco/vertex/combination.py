@@ -2,8 +2,8 @@
 
 A fit takes the number of hadrons and their species for given. Where one of them is wrong, which is often, it moves
 vertex and energies to explain light that they do not have; the decomposer's values are means over all numbers and
-species. So each value is the mean of both, weighted by the probability that what it hangs on is right: directions hang
-on the number, energies on the species, and the vertex on both.
+species. So each value is the mean of both, weighted by the probability that what it hangs on is right: energies hang on
+the species, vertex and directions on number and species.
 
 The variance is that of the same mixture. Lengths are in voxels.
 """
@@ -52,8 +52,7 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
     """
     prior = problem.mean
     species = problem.species_prob.amax(2).prod(1)[:, None]
-    number = problem.number_prob[:, None]
-    both = number * species
+    both = problem.number_prob[:, None] * species
     own = error[:, COMMON:].view(*fit.ke.shape, HADRON)
     sizes = error[:, :3], own[..., 0], (own[..., 1] * own[..., 2]).sqrt(), total_error
     vertex_err, ke_err, dir_err, total_err = (factor * size for factor, size in zip(_CALIBRATION, sizes, strict=True))
@@ -68,8 +67,8 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
         _spread(both, vertex_err, vertex_var, (fit.vertex - prior.vertex).square()),
         torch.lerp(prior.ke, fit.ke, species),
         _spread(species, ke_err, ke_var, (fit.ke - prior.ke).square()),
-        normalize(torch.lerp(prior.direction, fit.direction, number[..., None]), dim=-1),
-        _spread(number, dir_err, dir_var, turn),
+        normalize(torch.lerp(prior.direction, fit.direction, both[..., None]), dim=-1),
+        _spread(both, dir_err, dir_var, turn),
         torch.lerp(problem.total, total, species[:, 0]),
         _spread(species[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
     )
