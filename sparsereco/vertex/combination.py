@@ -2,8 +2,8 @@
 
 A fit takes the number of hadrons and their species for given. Where one of them is wrong, which is often, it moves
 vertex and energies to explain light that they do not have; the decomposer's values are means over all numbers and
-species. So each value is the mean of both, weighted by the probability that what it hangs on is right: energies hang on
-the species, vertex and directions on number and species.
+species. So each value is the mean of the two, weighted by the probability that what it hangs on is right: the species
+for energies of hadrons, number and species for all else.
 
 The variance is that of the same mixture. Lengths are in voxels.
 """
@@ -18,12 +18,11 @@ from torch.nn.functional import normalize
 
 from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State
 
-_CALIBRATION = 1.93, 1.7, 1.18, 1.7
+_CALIBRATION = 1.93, 1.7, 1.18, 1.25
 """Factors on fits' errors of vertex, energy, direction and total energy, which make 68 % intervals hold 68 %.
 
-Fitted to the pulls of conf1 and of conf2, ideal: 2,000 events each of `tools/simulate.py vertex --seed 32
---bank banks/test.npz`, `tools/evaluate.py vertex`; the last one lies between these, 1.5 and 1.6, and conf1 with the
-superfgd response, 2.0. The fits' own errors are too small because the true posterior has more optima than the starts
+Fitted to the pulls of conf1, of conf2 and of conf1 with the superfgd response: 2,000 events each of `tools/simulate.py
+vertex --seed 32 --bank banks/test.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true posterior has more optima than the starts
 find.
 """
 
@@ -69,8 +68,8 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
         _spread(species, ke_err, ke_var, (fit.ke - prior.ke).square()),
         normalize(torch.lerp(prior.direction, fit.direction, both[..., None]), dim=-1),
         _spread(both, dir_err, dir_var, turn),
-        torch.lerp(problem.total, total, species[:, 0]),
-        _spread(species[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
+        torch.lerp(problem.total, total, both[:, 0]),
+        _spread(both[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
     )
 
 
