@@ -1,9 +1,8 @@
 """What the refinement reports: a fit's values as far as its hypothesis holds, else the decomposer's.
 
 A fit takes the number of hadrons and their species for given. Where one of them is wrong, which is often, it moves
-vertex and energies to explain light that they do not have; the decomposer's values are means over all numbers and
-species. So each value is the mean of the two, weighted by the probability that what it hangs on is right: the species
-for energies of hadrons, number and species for all else.
+vertex and energies to explain light that they do not have; the decomposer's values are medians over all numbers and
+species. So each value is the mean of the two, weighted by the probability that number and species are right.
 
 The variance is that of the same mixture. Lengths are in voxels.
 """
@@ -18,12 +17,12 @@ from torch.nn.functional import normalize
 
 from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State
 
-_CALIBRATION = 1.93, 1.7, 1.18, 1.25
+_CALIBRATION = 1.93, 1.5, 1.18, 1.25
 """Factors on fits' errors of vertex, energy, direction and total energy, which make 68 % intervals hold 68 %.
 
 Fitted to the pulls of conf1, of conf2 and of conf1 with the superfgd response: 2,000 events each of `tools/simulate.py
-vertex --seed 32 --bank banks/test.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true posterior has more optima than the starts
-find.
+vertex --seed 32 --bank banks/test.npz`, `tools/evaluate.py vertex`. The fits' own errors are too small because the true
+posterior has more optima than the starts find.
 """
 
 
@@ -50,8 +49,7 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
         total_error: (F,) standard error of the energy of all hadrons together [MeV].
     """
     prior = problem.mean
-    species = problem.species_prob.amax(2).prod(1)[:, None]
-    both = problem.number_prob[:, None] * species
+    sure = (problem.number_prob * problem.species_prob.amax(2).prod(1))[:, None]
     own = error[:, COMMON:].view(*fit.ke.shape, HADRON)
     sizes = error[:, :3], own[..., 0], (own[..., 1] * own[..., 2]).sqrt(), total_error
     vertex_err, ke_err, dir_err, total_err = (factor * size for factor, size in zip(_CALIBRATION, sizes, strict=True))
@@ -62,14 +60,14 @@ def combined(problem: Problem, fit: State, error: Tensor, total_error: Tensor) -
     turn = (fit.direction - prior.direction).square().sum(2) / 2  # per transverse axis
     total = (fit.ke * problem.on).sum(1)
     return Values(
-        torch.lerp(prior.vertex, fit.vertex, both),
-        _spread(both, vertex_err, vertex_var, (fit.vertex - prior.vertex).square()),
-        torch.lerp(prior.ke, fit.ke, species),
-        _spread(species, ke_err, ke_var, (fit.ke - prior.ke).square()),
-        normalize(torch.lerp(prior.direction, fit.direction, both[..., None]), dim=-1),
-        _spread(both, dir_err, dir_var, turn),
-        torch.lerp(problem.total, total, both[:, 0]),
-        _spread(both[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
+        torch.lerp(prior.vertex, fit.vertex, sure),
+        _spread(sure, vertex_err, vertex_var, (fit.vertex - prior.vertex).square()),
+        torch.lerp(prior.ke, fit.ke, sure),
+        _spread(sure, ke_err, ke_var, (fit.ke - prior.ke).square()),
+        normalize(torch.lerp(prior.direction, fit.direction, sure[..., None]), dim=-1),
+        _spread(sure, dir_err, dir_var, turn),
+        torch.lerp(problem.total, total, sure[:, 0]),
+        _spread(sure[:, 0], total_err, problem.total_weight.reciprocal(), (total - problem.total).square()),
     )
 
 
