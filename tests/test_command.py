@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,19 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 def test_it_is_installed_with_the_package() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '[project.scripts]\nsparsereco = "sparsereco.commands.main:main"\n' in project
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "rounds", "policy"],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(
+    said: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    cli.wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

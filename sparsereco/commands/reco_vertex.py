@@ -59,7 +59,7 @@ def parser() -> jsonargparse.ArgumentParser:
         "--refine",
         action=jsonargparse.ActionYesNo(no_prefix="no-"),
         default=VertexConfig.refine,
-        help="fit vertex and hadrons to the light of the crop: ten times slower",
+        help="fit vertex and hadrons to the light of the crop: six times slower",
     )
     parser.add_class_arguments(BranchNames, "branches")
     return parser

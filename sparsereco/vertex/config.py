@@ -94,7 +94,7 @@ class VertexConfig:
     """How the crop is taken apart into hadrons."""
     refine: bool = False
     """Whether vertex and hadrons are fitted to the light of the crop. It fills `vtx_deviance` and `vtx_ndf`, and takes
-    ten times as long as all the rest."""
+    six times as long as all the rest."""
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
     """How they are, where they are."""
     batch_size: int = 256
