@@ -329,8 +329,7 @@ class Decomposer(nn.Module):
             found.append(mapped(of_all, hadron))
             shares.append(encoded.ragged.pack(of_all(steps.share[::many, -1]))[encoded.of_voxel].sigmoid())
             more = count[rows] > step
-            remembered, rows = remembered.at(more), rows[more]
-            more = more.repeat_interleave(many)
+            remembered, rows, more = remembered.at(more), rows[more], more.repeat_interleave(many)
             before = [(key[more], value[more]) for key, value in before]
             told = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
             named = told.view(-1, 1, HADRON_FEATURES)[more]
