@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -67,13 +68,12 @@ def test_draws_follow_the_density(kappa: float) -> None:
         torch.testing.assert_close(draws.direction[own].mean(0), draws.mode_direction[own][0], rtol=0, atol=0.03)
         torch.testing.assert_close(normalize(draws.mode_direction[own][0], dim=0), AXES[mode])
         assert (draws.ke[own] - ke).abs().mean().item() == pytest.approx(0.1, rel=0.05)
-    # Entropy by two ways: the mean of the density over draws from it, against draws from another stream.
-    again = next_hadron(steps, torch.rand(many, 5, generator=torch.Generator().manual_seed(2)))
+    # Mean log density of the draws: that of modes whose energies do not overlap.
     wide = Steps(**{key: value[1:] for key, value in vars(steps).items()})
-    first, second = (
-        log_density(wide, some.direction[0, 1:, None], some.ke[0, 1:, None]).mean().item() for some in (found, again)
-    )
-    assert first == pytest.approx(second, abs=0.05)
+    mean = log_density(wide, draws.direction[:, None], draws.ke[:, None]).mean().item()
+    fisher = math.log(kappa / (2 * math.pi * -math.expm1(-2 * kappa))) + kappa * (1 / math.tanh(kappa) - 1 / kappa - 1)
+    modes = 0.3 * math.log(0.3) + 0.7 * math.log(0.7)
+    assert mean == pytest.approx(modes + fisher - 1 - math.log(2 * 0.1), abs=0.03)
 
 
 def test_each_number_of_hadrons_is_ordered_as_by_the_hungarian_method() -> None:

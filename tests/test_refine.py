@@ -236,7 +236,7 @@ def test_a_doubtful_number_or_species_leaves_the_decomposers_values_their_part(f
     assert unsure.deviance.equal(sure.deviance)
     for name in ("vertex", "ke", "total"):
         old, some, whole = (getattr(found, name) for found in (start, unsure.found, sure.found))
-        torch.testing.assert_close(some, torch.lerp(old, whole, 0.6), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(some, torch.lerp(old, whole, 0.6), atol=1e-4, rtol=0.0)
     assert (unsure.found.vertex_err > 0.6 * sure.found.vertex_err).all()
     assert (unsure.found.direction * start.direction).sum(1).mean() > (sure.found.direction * start.direction).sum(
         1
@@ -272,7 +272,7 @@ def test_the_error_of_the_sum_of_energies_knows_that_they_trade(fit: Refiner) ->
         apart = torch.zeros(30).index_add(0, found.crop, found.ke_err.square()).sqrt()
         _, of_parts, _, of_sum = combination._CALIBRATION
         ratio = (found.total_err / of_sum / (apart / of_parts)).median().item()
-        assert ratio < 0.85 if trade else ratio == pytest.approx(1, abs=1e-3)
+        assert ratio < 0.8 if trade else ratio == pytest.approx(1, abs=1e-3)
 
 
 def test_starts_draw_the_species_that_the_decomposer_leaves_open() -> None:

@@ -45,7 +45,7 @@ class Decomposition:
     crop: Tensor  # (H,) int64
     step: Tensor  # (H,) int64, place in the order of its crop
     species: Tensor  # (H,) int64, index in SPECIES
-    species_prob: Tensor  # (H, len(SPECIES)) probability of each, given the hadrons named before
+    species_prob: Tensor  # (H, len(SPECIES)) probability of each, mean over the drawn sequences
     score: Tensor  # (H,) probability that this hadron exists
     ke: Tensor  # (H,) [MeV]
     ke_err: Tensor  # (H,) [MeV]

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sparsereco.matching import ANGLE_UNIT, ENERGY_UNIT
-from sparsereco.rows import choose, joined, mapped, rows_at
+from sparsereco.rows import choose, joined, mapped, rows_at, zipped
 from sparsereco.vertex.crop import Crops
 from sparsereco.vertex.expected import LEAST
 from sparsereco.vertex.fits import Fitter
 from sparsereco.vertex.hadrons import SPECIES, Decomposition
-from sparsereco.vertex.naming import best_order
+from sparsereco.vertex.naming import best_order, ordered
 from sparsereco.vertex.parameters import COMMON, HADRON, Problem, State, to_problem
 from sparsereco.voxels import rank_in_group
 
@@ -189,7 +189,7 @@ def _posterior_mean(fitter: Fitter, problem: Problem, true: State, random: torch
         if step >= SAMPLINGS // 2 and step % 5 == 0:
             same = _relabelled(state, reference, every.on)
             kept.append(mapped(lambda value: value.view(n, CHAINS, *value.shape[1:]).mean(1), same))
-    mean = State(*(torch.stack(parts).mean(0) for parts in zip(*(vars(one).values() for one in kept), strict=True)))
+    mean = zipped(lambda parts: torch.stack(parts).mean(0), kept)
     return replace(mean, direction=normalize(mean.direction, dim=-1))
 
 
@@ -244,10 +244,12 @@ def _relabelled(state: State, reference: State, on: Tensor) -> State:
     cost = energy + torch.acos(cosine) / ANGLE_UNIT
     order = best_order(cost[:, None], on.sum(1))[:, 0]
 
-    def ordered(value: Tensor) -> Tensor:
-        return value.gather(1, order.view(*order.shape, *[1] * (value.ndim - 2)).expand_as(value))
-
-    return replace(state, ke=ordered(state.ke), direction=ordered(state.direction), latent=ordered(state.latent))
+    return replace(
+        state,
+        ke=ordered(state.ke, order),
+        direction=ordered(state.direction, order),
+        latent=ordered(state.latent, order),
+    )
 
 
 def _blurred(fitter: Fitter, problem: Problem, true: State, random: torch.Generator) -> State:

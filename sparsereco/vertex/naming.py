@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from sparsereco.geometry import across
 from sparsereco.matching import ANGLE_UNIT, ENERGY_UNIT
-from sparsereco.rows import mapped
+from sparsereco.rows import mapped, zipped
 from sparsereco.vertex.densities import Steps, half_width, median
 from sparsereco.vertex.hadrons import ENERGY, MAX_HADRONS
 
@@ -129,7 +129,7 @@ def medians(steps: list[Named], count: Tensor) -> Medians:
         steps: S of them.
         count: (V,) int64, so many of them are hadrons.
     """
-    every = Named(*(torch.stack(parts, 2) for parts in zip(*(vars(step).values() for step in steps), strict=True)))
+    every = zipped(lambda parts: torch.stack(parts, 2), steps)
     drawn = mapped(lambda value: value[:, 1:], every)
     energy = (every.ke[:, :1, :, None] - drawn.mode_ke[:, :, None]).abs() * (ENERGY / ENERGY_UNIT)
     # Chords, not angles: those between like directions are lost in rounding.
@@ -137,15 +137,12 @@ def medians(steps: list[Named], count: Tensor) -> Medians:
     chord = (every.direction[:, :1, :, None] - unit[:, :, None]).norm(dim=-1)
     order = best_order(energy + chord / float(ANGLE_UNIT), count)
 
-    def paired(value: Tensor) -> Tensor:
-        return value.gather(2, order.view(*order.shape, *[1] * (value.ndim - 3)).expand_as(value))
-
-    centre, scale = (paired(value).movedim(1, -1) for value in (drawn.mode_ke, drawn.mode_scale))
-    ke, modes = median(centre, scale).clamp(min=0), paired(drawn.mode_direction)
+    centre, scale = (ordered(value, order).movedim(1, -1) for value in (drawn.mode_ke, drawn.mode_scale))
+    ke, modes = median(centre, scale).clamp(min=0), ordered(drawn.mode_direction, order)
     # Concentration from the length of the mean (A. Banerjee et al., J. Mach. Learn. Res. 6 (2005) 1345, equation 4.4).
     square = modes.mean(1).square().sum(-1).clamp(1e-4, 1 - 1e-6)
     concentration = square.sqrt() * (3 - square) / (1 - square)
-    likely = paired(drawn.species_prob).mean(1)
+    likely = ordered(drawn.species_prob, order).mean(1)
     return Medians(
         ke,
         half_width(ke, centre, scale),
@@ -191,3 +188,8 @@ def best_order(cost: Tensor, count: Tensor) -> Tensor:
         best = summed <= summed.amin(2, keepdim=True) + 1e-4
         order[rows, :, :number] = orders[best.int().argmax(2)]
     return order
+
+
+def ordered(value: Tensor, order: Tensor) -> Tensor:
+    """Values (..., P, ...) of hadrons in the order (..., P) that `best_order` found."""
+    return value.gather(order.ndim - 1, order.view(*order.shape, *[1] * (value.ndim - order.ndim)).expand_as(value))
