@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sparsereco import bounds
+
 
 @dataclass(frozen=True)
 class Response:
@@ -31,16 +33,11 @@ class Response:
     """Probability that an unrelated muon crosses the detector in the same event."""
 
     def __post_init__(self) -> None:
-        for name in ("light_yield", "threshold"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"response.{name} must be positive, got {getattr(self, name)}")
-        for name in ("birks", "noise_hits", "noise_pe"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"response.{name} must not be negative, got {getattr(self, name)}")
+        bounds.positive(self, "response.", "light_yield", "threshold")
+        bounds.not_negative(self, "response.", "birks", "noise_hits", "noise_pe")
         if not 0 <= self.crosstalk <= 1 / 6:
             raise ValueError(f"response.crosstalk must lie in [0, 1/6], got {self.crosstalk}")
-        if not 0 <= self.crossing_muons <= 1:
-            raise ValueError(f"response.crossing_muons must lie in [0, 1], got {self.crossing_muons}")
+        bounds.share(self, "response.", "crossing_muons")
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class Detector:
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:  # type: ignore[redundant-expr]  # settings may be anything
             raise ValueError(f"detector.shape must be three positive numbers of voxels, got {self.shape}")
-        if not self.pitch > 0:
-            raise ValueError(f"detector.pitch must be positive [mm], got {self.pitch}")
+        bounds.positive(self, "detector.", "pitch")
 
     @property
     def size(self) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparsereco import checkpoint
+from sparsereco import bounds, checkpoint
 from sparsereco.nn.muon import Muon
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,6 +43,12 @@ class Schedule:
     seed: int = 1
     save_every: int = 120
     """Seconds between checkpoints."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "schedule.", "steps", "batch_size")
+        bounds.positive(self, "schedule.", "learning_rate")
+        bounds.not_negative(self, "schedule.", "warmup", "weight_decay", "save_every")
+        bounds.share(self, "schedule.", "average")
 
 
 def fit(

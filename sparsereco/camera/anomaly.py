@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsereco import bounds
 from sparsereco.camera.significance import BIN, Significance, smooth
 
 MACRO_NOISE = 0.9
@@ -37,6 +38,9 @@ class AutoencoderConfig:
     """Width in cells of 4 x 4 and of 8 x 8 macro-pixels."""
     latent: int = 4
     """Numbers that are kept of a cell of 8 x 8 macro-pixels."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "network.", "channels", "latent")
 
 
 class Autoencoder(nn.Module):

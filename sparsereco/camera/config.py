@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sparsereco import bounds
+
 
 @dataclass(frozen=True)
 class NsigmaConfig:
@@ -22,11 +24,8 @@ class NsigmaConfig:
     """Clusters with a smaller sum of zero-suppressed light per macro-pixel are dropped [counts]."""
 
     def __post_init__(self) -> None:
-        for name in ("nsigma", "neighbours", "outlier"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"nsigma.{name} must not be negative, got {getattr(self, name)}")
-        if self.min_samples < 1:
-            raise ValueError(f"nsigma.min_samples must be at least 1, got {self.min_samples}")
+        bounds.not_negative(self, "nsigma.", "nsigma", "neighbours", "outlier")
+        bounds.at_least(1, self, "nsigma.", "min_samples")
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,8 @@ class RegionConfig:
     """How far boxes are enlarged on every side [macro-pixel]."""
 
     def __post_init__(self) -> None:
-        if self.cell < 1:
-            raise ValueError(f"region.cell must be at least 1, got {self.cell}")
-        if self.margin < 0:
-            raise ValueError(f"region.margin must not be negative, got {self.margin}")
+        bounds.at_least(1, self, "region.", "cell")
+        bounds.not_negative(self, "region.", "margin")
 
 
 @dataclass(frozen=True)
@@ -113,14 +110,10 @@ class DirectionalConfig:
     """New points in one step, by weight, below which growth ends."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.accuracy <= 1:
-            raise ValueError(f"cluster.directional.accuracy must lie in [0, 1], got {self.accuracy}")
-        for name in ("radius", "thickness"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"cluster.directional.{name} must be positive, got {getattr(self, name)}")
-        for name in ("min_points", "min_samples"):  # without a new point growth would never end
-            if getattr(self, name) < 1:
-                raise ValueError(f"cluster.directional.{name} must be at least 1, got {getattr(self, name)}")
+        bounds.share(self, "cluster.directional.", "accuracy")
+        bounds.positive(self, "cluster.directional.", "radius", "thickness")
+        # Without a new point growth would never end.
+        bounds.at_least(1, self, "cluster.directional.", "min_points", "min_samples")
 
 
 @dataclass(frozen=True)
@@ -138,13 +131,9 @@ class ClusterConfig:
     directional: DirectionalConfig = field(default_factory=DirectionalConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < float("inf"):
-            raise ValueError(f"cluster.eps must be positive and finite, got {self.eps}")
-        for name in ("min_samples", "min_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cluster.{name} must be at least 1, got {getattr(self, name)}")
-        if self.margin < 0:
-            raise ValueError(f"cluster.margin must not be negative, got {self.margin}")
+        bounds.positive(self, "cluster.", "eps")
+        bounds.at_least(1, self, "cluster.", "min_samples", "min_size")
+        bounds.not_negative(self, "cluster.", "margin")
 
 
 @dataclass(frozen=True)
@@ -167,6 +156,4 @@ class CameraConfig:
     """ROOT file with the map of the light that arrives; null: no correction."""
 
     def __post_init__(self) -> None:
-        for name in ("pixel", "kev_per_count"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        bounds.positive(self, "", "pixel", "kev_per_count")

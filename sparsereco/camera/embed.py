@@ -19,6 +19,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from torch import Tensor, nn
 
+from sparsereco import bounds
 from sparsereco.camera.significance import smooth
 
 PATCH = 25
@@ -49,6 +50,11 @@ class EmbedderConfig:
     """Numbers that a patch becomes."""
     blur: float = 1.0
     """Standard deviation of the filter in front [macro-pixel]."""
+
+    def __post_init__(self) -> None:
+        bounds.not_negative(self, "network.", "classes")
+        bounds.at_least(1, self, "network.", "channels", "latent")
+        bounds.positive(self, "network.", "blur")
 
 
 class Embedder(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsereco import bounds
 from sparsereco.camera.anomaly import OBJECTIVES, Autoencoder
 from sparsereco.camera.embed import PATCH, Embedder
 from sparsereco.camera.significance import BIN, Normaliser, Significance
@@ -47,6 +48,13 @@ class PatchStream:
     """Weight of lit pixels in the loss."""
     gamma: float = 1.0
     """Exponent of the focal loss."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(BIN, self, "patches.", "size")
+        bounds.at_least(1, self, "patches.", "electrons")
+        bounds.share(self, "patches.", "faint", "recoils")
+        bounds.positive(self, "patches.", "positive_weight")
+        bounds.not_negative(self, "patches.", "gamma")
 
 
 def draw_noises(shape: tuple[int, int], rng: np.random.Generator) -> list[tuple[Sensor, Noise]]:
@@ -145,6 +153,10 @@ class PedestalStream:
     max_frames: int = 60
     """How many of its frames are used, after those that measured the pedestal (a third of them)."""
 
+    def __post_init__(self) -> None:
+        bounds.at_least(BIN, self, "pieces.", "size")
+        bounds.at_least(1, self, "pieces.", "max_frames")
+
 
 class PedestalPieces:
     """Draws maps of pieces of pedestal frames, as an objective sees them.
@@ -200,6 +212,10 @@ class EmbedSample:
     """Energies of electrons [keV]."""
     recoils: tuple[float, float] = (20.0, 100.0)
     """Energies of nuclei [keV]."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "sample.", "patches")
+        bounds.positive(self, "sample.", "electrons", "recoils")
 
 
 def embed_patches(settings: EmbedSample, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsereco import bounds
 from sparsereco.camera.significance import BIN, smooth
 from sparsereco.nn.dense import DenseUNet
 
@@ -24,6 +25,10 @@ class SelectorConfig:
     """Width of each level, from macro-pixels downwards."""
     filters: tuple[float, ...] = (1.0, 1.6)
     """Standard deviations of the matched filters in its input [macro-pixel]."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "network.", "channels")
+        bounds.positive(self, "network.", "filters")
 
 
 class Selector(nn.Module):

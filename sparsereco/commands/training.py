@@ -63,6 +63,8 @@ def check_training(settings: Any, resume: bool, banks: Iterable[str] = ()) -> No
         raise InputError(f"start: the network of {settings.start} is not the one of this training")
     if resume and not (Path(settings.output) / "last.pt").is_file():
         raise InputError(f"--resume: there is no {settings.output}/last.pt to go on from")
+    if settings.processes < 1:
+        raise InputError(f"processes must be at least 1, got {settings.processes}")
     if settings.schedule.batch_size % settings.processes:
         raise InputError(
             f"schedule.batch_size {settings.schedule.batch_size} is no multiple of {settings.processes} processes"

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from sparsereco import bounds
 from sparsereco.errors import InputError
 
 Index = NDArray[np.int64]
@@ -45,8 +46,7 @@ class Channels:
     def __post_init__(self) -> None:
         if self.drift not in ("x", "y", "z"):
             raise ValueError(f"channels.drift must be x, y or z, got {self.drift!r}")
-        if not self.pitch > 0:
-            raise ValueError(f"channels.pitch must be positive [mm], got {self.pitch}")
+        bounds.positive(self, "channels.", "pitch")
         if self.layout and self.drift != "x":
             raise ValueError(f"channels.layout is of a drift along x, got channels.drift {self.drift}")
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsereco import bounds
+
 
 @dataclass(frozen=True)
 class InfillConfig:
@@ -25,10 +27,6 @@ class InfillConfig:
     """Checkpoint of the filler (.safetensors); null: the shipped one."""
 
     def __post_init__(self) -> None:
-        for name in ("min_prob", "min_peak"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.min_expected > 0:
-            raise ValueError(f"min_expected must be positive, got {self.min_expected}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        bounds.share(self, "", "min_prob", "min_peak")
+        bounds.positive(self, "", "min_expected")
+        bounds.at_least(1, self, "", "batch_size")

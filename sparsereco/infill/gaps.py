@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from sparsereco import bounds
 from sparsereco.errors import InputError
 from sparsereco.infill.channels import Channels, read_channels
 
@@ -35,12 +36,8 @@ class ChargeResponse:
     """A voxel below is not read out [MeV]."""
 
     def __post_init__(self) -> None:
-        for name in ("recombination_a", "recombination_b"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"response.{name} must be positive, got {getattr(self, name)}")
-        for name in ("noise", "threshold"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"response.{name} must not be negative, got {getattr(self, name)}")
+        bounds.positive(self, "response.", "recombination_a", "recombination_b")
+        bounds.not_negative(self, "response.", "noise", "threshold")
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class LArDetector:
             raise ValueError(f"detector.size must be three positive lengths [mm], got {self.size}")
         if not self.centres or any(len(centre) != 3 for centre in self.centres):
             raise ValueError(f"detector.centres must be one or more points x, y, z [mm], got {self.centres}")
-        if not self.pitch > 0:
-            raise ValueError(f"detector.pitch must be positive [mm], got {self.pitch}")
+        bounds.positive(self, "detector.", "pitch")
         for box in self.dead:
             sides = zip(box[:3], box[3:], strict=True)
             if len(box) != 6 or any(low >= high for low, high in sides):  # type: ignore[redundant-expr]
@@ -210,8 +206,8 @@ class Gaps:
         )
 
     def _width(self, gap: int) -> int:
-        bounds = self.bounds(gap)
-        return 0 if bounds is None else int((bounds[1] - bounds[0]).min())
+        box = self.bounds(gap)
+        return 0 if box is None else int((box[1] - box[0]).min())
 
     def _dead_columns(self, low: Index, high: Index) -> tuple[Index, Index]:
         """Per column of voxels that a dead channel darkens: box and the two indices as one sorted key; the boxes."""

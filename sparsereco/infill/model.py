@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, softplus
 
+from sparsereco import bounds
 from sparsereco.infill import physics
 from sparsereco.infill.candidates import FEATURES, MIP, Problem
 from sparsereco.infill.physics import Physics
@@ -28,6 +29,9 @@ class FillerConfig:
     """Residual blocks per level."""
     widest: int = 16
     """Widest gap of the training; wider ones are filled and flagged [voxels]."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "network.", "channels", "blocks", "widest")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
+from sparsereco import bounds
+
 SLICE = 2.0
 """Length of a slice [voxels]."""
 
@@ -32,9 +34,7 @@ class Physics:
     """Of energy per length that is the same on both sides of the faces of a gap."""
 
     def __post_init__(self) -> None:
-        for name in ("dedx", "continuity"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"physics.{name} must not be negative, got {getattr(self, name)}")
+        bounds.not_negative(self, "physics.", "dedx", "continuity")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sparsereco import bounds
 from sparsereco.infill.candidates import Problem, bend, make_problem
 from sparsereco.infill.ends import find_ends
 from sparsereco.infill.gaps import Gaps, LArDetector
@@ -44,6 +45,11 @@ class TrackStream:
     """Widest gap between boxes [voxels]."""
     spread: float = 220.0
     """Vertices lie within this distance of a gap along each axis [mm]."""
+
+    def __post_init__(self) -> None:
+        bounds.share(self, "tracks.", "mixed", "hadrons")
+        bounds.at_least(1, self, "tracks.", "widest")
+        bounds.not_negative(self, "tracks.", "spread")
 
 
 def random_detector(stream: TrackStream, generator: torch.Generator) -> LArDetector:

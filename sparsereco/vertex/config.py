@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sparsereco import bounds
 from sparsereco.detector import Detector
 
 
@@ -24,13 +25,9 @@ class FinderSettings:
     """At most this many vertices per event, best first."""
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "further_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"finder.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.separation >= 0:
-            raise ValueError(f"finder.separation must not be negative, got {self.separation}")
-        if self.max_vertices < 1:
-            raise ValueError(f"finder.max_vertices must be at least 1, got {self.max_vertices}")
+        bounds.share(self, "finder.", "score_threshold", "further_threshold")
+        bounds.not_negative(self, "finder.", "separation")
+        bounds.at_least(1, self, "finder.", "max_vertices")
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,7 @@ class TrackSettings:
     """At most this many leaving tracks per vertex, those with most hits."""
 
     def __post_init__(self) -> None:
-        if not self.min_pe >= 0:
-            raise ValueError(f"tracks.min_pe must not be negative, got {self.min_pe}")
-        if self.max_tracks < 0:
-            raise ValueError(f"tracks.max_tracks must not be negative, got {self.max_tracks}")
+        bounds.not_negative(self, "tracks.", "min_pe", "max_tracks")
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,7 @@ class RefinementSettings:
     """Whether one hadron more and one fewer than were named are fitted as well, and the likeliest number is taken."""
 
     def __post_init__(self) -> None:
-        for name in ("starts", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"refinement.{name} must be at least 1, got {getattr(self, name)}")
+        bounds.at_least(1, self, "refinement.", "starts", "steps")
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,6 @@ class VertexConfig:
     """Checkpoint of the generator (.safetensors), which the refinement needs; null: the shipped one."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        bounds.at_least(1, self, "", "batch_size")
         if self.light_scale is not None and not 0 < self.light_scale < float("inf"):
             raise ValueError(f"light_scale must be positive and finite, or null, got {self.light_scale}")

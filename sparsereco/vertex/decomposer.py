@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, softplus
 
+from sparsereco import bounds
 from sparsereco.nn.attention import DecoderBlock, EncoderBlock, KeyValue, Ragged, by_event, exactly
 from sparsereco.rows import mapped
 from sparsereco.vertex.crop import HALF, Crops
@@ -59,6 +60,11 @@ class DecomposerConfig:
     decoder_blocks: int = 3
     context: int = 16
     """Features of the finder's embedding of a voxel."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "network.", "width", "heads", "encoder_blocks", "decoder_blocks", "context")
+        if self.width % self.heads:
+            raise ValueError(f"network.width must be a multiple of {self.heads} network.heads, got {self.width}")
 
 
 @dataclass(frozen=True)
@@ -108,37 +114,25 @@ class Decomposer(nn.Module):
         self.settings = settings
         width, heads = settings.width, settings.heads
         self.axes = nn.Embedding(3 * (2 * HALF + 1), width)
-        self.voxel = nn.Sequential(
-            nn.Linear(VOXEL_FEATURES + settings.context, width), nn.GELU(), nn.Linear(width, width)
-        )
-        self.track = nn.Sequential(nn.Linear(TRACK_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.voxel = _embedding(VOXEL_FEATURES + settings.context, width)
+        self.track = _embedding(TRACK_FEATURES, width)
         self.summary = nn.Parameter(0.02 * torch.randn(width))
         self.prior = nn.Embedding(2, width)
         self.encoder = nn.ModuleList(
             nn.ModuleList(EncoderBlock(width, heads) for _ in range(blocks)) for blocks in settings.encoder_blocks
         )
-        self.vertex_heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6)) for _ in settings.encoder_blocks[1:]
-        )
-        self.vertex_heads.append(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
-        )
-        self.relative = nn.ModuleList(
-            nn.Sequential(nn.Linear(RELATIVE_FEATURES, width), nn.GELU(), nn.Linear(width, width))
-            for _ in settings.encoder_blocks[1:]
-        )
+        earlier = settings.encoder_blocks[1:]
+        self.vertex_heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6)) for _ in earlier)
+        self.vertex_heads.append(_head(width, 6))
+        self.relative = nn.ModuleList(_embedding(RELATIVE_FEATURES, width) for _ in earlier)
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.place = nn.Parameter(0.02 * torch.randn(MAX_HADRONS, width))
-        self.hadron = nn.Sequential(nn.Linear(HADRON_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.hadron = _embedding(HADRON_FEATURES, width)
         self.decoder = nn.ModuleList(DecoderBlock(width, heads) for _ in range(settings.decoder_blocks))
-        self.step_head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 7 * _MODES + len(SPECIES))
-        )
+        self.step_head = _head(width, 7 * _MODES + len(SPECIES))
         self.share_query, self.share_key = nn.Linear(width, 32), nn.Linear(width, 32)
-        self.total_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 2))
-        self.number_head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, MAX_HADRONS + 1)
-        )
+        self.total_head = _head(width, 2)
+        self.number_head = _head(width, MAX_HADRONS + 1)
         # Predicted errors are multiplied by these, so that 68 % intervals hold 68 % on held-out events; the first holds
         # where all hadrons are protons, the second where there may be light nuclei.
         self.register_buffer("vertex_calibration", torch.ones(2))
@@ -315,7 +309,7 @@ class Decomposer(nn.Module):
     def _name(self, encoded: Encoded, count: Tensor, most: int) -> tuple[Medians, Tensor]:
         """As many hadrons as there are in each crop, of at most so many, and each one's share in the voxels (N, S)."""
         n, many = len(count), 1 + self.uniform.shape[1]
-        named = torch.zeros(n * many, 0, HADRON_FEATURES)
+        named = torch.zeros(n, 0, HADRON_FEATURES)
         remembered, before = self.remember(encoded), None
         found, shares, rows = [], [], torch.arange(n)
 
@@ -325,15 +319,26 @@ class Decomposer(nn.Module):
 
         for step, uniform in enumerate(self.uniform[:most], start=1):
             steps, before = self.decode(named, remembered, before)
+            if step == 1:  # where all sequences of a crop are still alike
+                steps = mapped(lambda value: value.repeat_interleave(many, 0), steps)
+                before = [(key.repeat_interleave(many, 0), value.repeat_interleave(many, 0)) for key, value in before]
             hadron = next_hadron(steps, uniform)
             found.append(mapped(of_all, hadron))
             shares.append(encoded.ragged.pack(of_all(steps.share[::many, -1]))[encoded.of_voxel].sigmoid())
             more = count[rows] > step
             remembered, rows, more = remembered.at(more), rows[more], more.repeat_interleave(many)
             before = [(key[more], value[more]) for key, value in before]
-            told = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
-            named = told.view(-1, 1, HADRON_FEATURES)[more]
+            named = name_hadrons(hadron.direction, hadron.ke * ENERGY, hadron.species)
+            named = named.view(-1, 1, HADRON_FEATURES)[more]
         return medians(found, count), torch.stack(shares, 1)
+
+
+def _embedding(features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+
+
+def _head(width: int, numbers: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, numbers))
 
 
 def _vertex(out: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

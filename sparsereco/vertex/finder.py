@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsereco import bounds
 from sparsereco.nn.sparse import SparseUNet
 from sparsereco.vertex.config import FinderSettings
 from sparsereco.voxels import Voxels, rank_in_group
@@ -26,6 +27,10 @@ class FinderConfig:
     """Residual blocks per level."""
     min_pe: float = 10.0
     """Voxels below take no part: crosstalk and noise would only cost time [p.e.]."""
+
+    def __post_init__(self) -> None:
+        bounds.at_least(1, self, "network.", "channels", "blocks")
+        bounds.not_negative(self, "network.", "min_pe")
 
 
 @dataclass(frozen=True)

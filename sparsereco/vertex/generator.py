@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from sparsereco import bounds
 from sparsereco.geometry import across
 from sparsereco.kinematics import MASSES, MUON, energy_of_range, stopping_power, track_range
 from sparsereco.vertex.hadrons import SPECIES
@@ -53,6 +54,11 @@ class GeneratorConfig:
     """Deposits of a delta ray."""
     width: int = 32
     """Of the networks that correct the formulas."""
+
+    def __post_init__(self) -> None:
+        steps = "hadron_steps", "muon_steps", "delta_rays", "delta_deposits", "width"
+        bounds.at_least(1, self, "network.", *steps)
+        bounds.positive(self, "network.", "muon_length")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sparsereco import bounds
 from sparsereco.detector import Detector, Response
 from sparsereco.sim.compose import PRESETS, TrackBank
 from sparsereco.sim.geant4 import MUON
@@ -38,6 +39,11 @@ class EventStream:
     """One of these is a further factor where there is crosstalk: a light yield may be the nominal one before that loss,
     or, as mostly, after it by what leaving tracks show, as `tools/reco.py` sets it."""
     detector: Detector = field(default_factory=Detector)
+
+    def __post_init__(self) -> None:
+        bounds.share(self, "events.", "conf2", "superfgd")
+        bounds.not_negative(self, "events.", "light_spread")
+        bounds.positive(self, "events.", "crosstalk_loss")
 
 
 SUPERFGD = Response(crosstalk=0.03, threshold=3.0, noise_hits=20.0, crossing_muons=0.3)
