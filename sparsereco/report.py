@@ -157,9 +157,10 @@ def limit_section(rows: Sequence[Any]) -> Section:
     """What the light can tell at most, as rows of `vertex.oracle.limit_rows`."""
     return Section(
         "The limit",
-        "The same events with the true number and species of the hadrons given: the mean of samples of the posterior, "
-        "which is what can be reached; the refinement's fit started from the truth, which is optimistic where the "
-        "likelihood is flat; and random errors of the size that the Fisher information allows. "
+        "The same events with the true number and species of the hadrons given: the refinement's fit started from the "
+        "truth, with the same prior; the same fit to the light alone, which stays at the truth where the likelihood is "
+        "flat; the mean of samples of the likelihood near the truth; and random errors of the size that the Fisher "
+        "information allows. "
         "Medians of vertex and direction, 68 % of the absolute residuals of energies.",
         ("method", "events", "vertex", "energy of hadrons", "total energy", "direction"),
         tuple(

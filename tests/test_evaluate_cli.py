@@ -120,12 +120,16 @@ def test_the_limit_stands_beside_what_was_reached(
     reco = write_reco(reco_events(truth, ke_sigma=2.0))
     assert evaluate(reco, DEMO, "-o", "report", "--oracle", 6) == cli.DONE
     printed = capsys.readouterr().out
-    for method in ("this reconstruction", "mean of the posterior", "fit from the truth", "information, 1 hadron"):
+    methods = "this reconstruction", "fit from the truth", "fit to light alone", "mean near the truth"
+    for method in (*methods, "information, 1 hadron"):
         assert method in printed
         assert method in Path("report/report.html").read_text()
-    here, posterior, start, *_ = json.loads(Path("report/report.json").read_text())["limit"]
-    assert here["events"] == posterior["events"] <= 6
-    assert start["vertex"]["value"] < 2.0, "from the truth the fit stays close"
+    rows = json.loads(Path("report/report.json").read_text())["limit"]
+    assert tuple(row["method"] for row in rows[:4]) == methods
+    here, start, light, *_ = rows
+    assert here["events"] == start["events"] <= 6
+    assert light["vertex"]["value"] < 2.0, "from the truth the fit stays close"
+    assert light["ke"]["value"] < start["ke"]["value"], "the prior pulls it to what the decomposer found"
 
 
 @pytest.mark.parametrize("number", [-1, 1.5])

@@ -101,20 +101,24 @@ def run(args: jsonargparse.Namespace, argv: list[str]) -> None:
 def _limit(
     args: jsonargparse.Namespace, sources: list[Source], truth: ak.Array, reco: ak.Array, made: dict
 ) -> list[LimitRow]:
-    """What the light of the first events can tell, with the response that they were reconstructed with."""
+    """What the light of the first events can tell, with the settings that they were reconstructed with."""
     from sparsereco.errors import InputError
     from sparsereco.events import check_same_events, detector_of
     from sparsereco.io import HITS, read
     from sparsereco.metrics import compare
     from sparsereco.vertex.chain import VertexChain
-    from sparsereco.vertex.config import VertexConfig
+    from sparsereco.vertex.config import DecomposerSettings, VertexConfig
     from sparsereco.vertex.oracle import limit_rows, oracle
 
     hits = read(f"{sources[0].file}:{HITS.tree}", HITS)[: args.oracle]
     truth, reco = truth[: len(hits)], reco[: len(hits)]
     check_same_events(hits, truth, f"tree 'hits' of {sources[0].file}", args.truth)
-    detector, light_scale = detector_of(made), made.get("config", {}).get("light_scale")
-    chain = VertexChain(VertexConfig(detector=detector, light_scale=light_scale, refine=True))
+    detector, config = detector_of(made), made.get("config", {})
+    decomposer = DecomposerSettings(**config.get("decomposer", {}))
+    settings = VertexConfig(
+        detector=detector, light_scale=config.get("light_scale"), decomposer=decomposer, refine=True
+    )
+    chain = VertexChain(settings)
     with cli.progress("limit", len(hits), "events", args.quiet) as advance:
         try:
             found = oracle(chain, hits, truth, advance)

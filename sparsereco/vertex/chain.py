@@ -184,12 +184,17 @@ class VertexChain:
             crops = cut_crops(near.around, context, near.centre, near.tracks, MAX_VOXELS)
         return Prepared(near, crops)
 
+    def decompose(self, crops: Crops) -> Decomposition:
+        """What the decomposer makes of crops."""
+        settings = self.config.decomposer
+        with torch.inference_mode(), self._on_device():
+            return self.decomposer(crops, settings.light_nuclei, settings.max_hadrons)
+
     def _batch(self, events: ak.Array) -> ak.Array:
         prepared = self.prepare(events)
         near, crops = prepared.near, prepared.crops
-        settings = self.config.decomposer
+        found = self.decompose(crops)
         with torch.inference_mode(), self._on_device():
-            found = self.decomposer(crops, settings.light_nuclei, settings.max_hadrons)
             pitch, min_pe = self.config.detector.pitch, self.config.tracks.min_pe
             energy = stopping_energy(near.hits, near.vertices.event, near.centre, near.tracks, pitch, min_pe)
         fitted = None

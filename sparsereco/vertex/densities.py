@@ -73,7 +73,7 @@ def half_width(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     return high
 
 
-_BISECTIONS = 16
+_BISECTIONS = 24
 
 
 def _held(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:

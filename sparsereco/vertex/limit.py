@@ -1,14 +1,16 @@
 """What the light of a crop can tell at most, of events whose truth is known.
 
-Three answers to the same question, each with the true number and species of the hadrons given:
+Four answers to the same question, each with the true number and species of the hadrons given:
 
-- the fit of the refinement, started from the truth and without the decomposer's densities as prior. Where the
-  likelihood is flat it stays where it starts, so it is optimistic;
-- the mean of samples of the posterior. Nothing does better on average, so it is what can be reached;
+- the fit of the refinement, with the decomposer's densities as prior, started from the truth: what a reconstruction
+  loses by wrong numbers, species and pairings, and by optima far from the truth, this one does not;
+- the same without that prior. Where the likelihood is flat it stays where it starts, so it is optimistic;
+- the mean of samples about the truth. They go along ridges of the likelihood and to optima nearby, but hardly ever to
+  those far away: the mean of the whole posterior is worse, so this is optimistic, too;
 - the Fisher information at the truth: the bound for errors so small that the likelihood is quadratic.
 
-All three know the leaving track's line as it is found and how well, and nothing else but that energies lie between 0
-and 60 MeV. Lengths are in voxels.
+The last three know the leaving track's line as it is found and how well, and nothing else but that energies lie between
+0 and 60 MeV. Lengths are in voxels.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -56,7 +59,8 @@ class Limits:
 
     on: Tensor  # (V, P) bool
     true_ke: Tensor  # (V, P) [MeV]
-    from_truth: Found
+    with_prior: Found  # fit from the truth, the decomposer's densities as prior
+    from_truth: Found  # fit from the truth to the light alone
     sampled: Found
     fisher: Found  # random errors of the size that the information allows
 
@@ -66,6 +70,7 @@ def limits(
     crops: Crops,
     signal: Tensor,
     truth: Decomposition,
+    found: Decomposition,
     rows: Tensor,
     done: Callable[[int], None] = lambda crops: None,
 ) -> Limits:
@@ -75,22 +80,27 @@ def limits(
         fitter: of the detector's response.
         crops, signal: as in `refine.Refiner`.
         truth: the true hadrons, in the form of the decomposer's answer (`as_named`).
+        found: the decomposer's answer.
         rows: (V,) int64, the crops that are looked at.
         done: told how many crops are done.
     """
     random = torch.Generator().manual_seed(1)
-    problem = to_problem(crops, signal, truth, truth.share.shape[1], fitter.expected)
+    hadrons = truth.share.shape[1]
+    problem = to_problem(crops, signal, truth, hadrons, fitter.expected)
     problem = rows_at(_without_prior(crops, problem), rows)
     true = replace(problem.mean, vertex=truth.vertex[rows])
+    with_prior = rows_at(to_problem(crops, signal, believed(truth, found), hadrons, fitter.expected), rows)
+    same_fit = fitter.descend(with_prior, true, _STEPS).state
     fit = fitter.descend(problem, true, _STEPS).state
     parts = []
     for few in torch.arange(len(rows)).split(_EVENTS):
-        parts.append(_posterior_mean(fitter, rows_at(problem, few), rows_at(true, few), random))
+        parts.append(_mean_about(fitter, rows_at(problem, few), rows_at(true, few), random))
         done(len(few))
     mean = joined(parts)
     return Limits(
         problem.on,
         true.ke,
+        _compared(problem, same_fit, true),
         _compared(problem, fit, true),
         _compared(problem, mean, true),
         _compared(problem, _blurred(fitter, problem, true, random), true),
@@ -132,6 +142,30 @@ def as_named(
     )
 
 
+def believed(truth: Decomposition, found: Decomposition) -> Decomposition:
+    """The true hadrons of each crop as the decomposer knows them: where it missed one, next to nothing is known."""
+    ke, ke_err, direction, dir_err = (getattr(truth, name).clone() for name in ("ke", "ke_err", "direction", "dir_err"))
+    cost = disagreement(truth.ke[:, None], found.ke, truth.direction[:, None], found.direction)
+    for crop in range(len(truth.vertex)):
+        true, near = (truth.crop == crop).nonzero()[:, 0], (found.crop == crop).nonzero()[:, 0]
+        row, column = linear_sum_assignment(cost[true][:, near].numpy())
+        true, near = true[row], near[column]
+        ke[true], ke_err[true] = found.ke[near], found.ke_err[near]
+        direction[true], dir_err[true] = found.direction[near], found.dir_err[near]
+    return replace(
+        truth,
+        vertex=found.vertex,
+        vertex_err=found.vertex_err,
+        vertex_cov=found.vertex_cov,
+        total=found.total,
+        total_err=found.total_err,
+        ke=ke,
+        ke_err=ke_err,
+        direction=direction,
+        dir_err=dir_err,
+    )
+
+
 def _without_prior(crops: Crops, problem: Problem) -> Problem:
     """The vertex lies on the leaving track, as far as that is known; else only the light counts."""
     tracks = crops.tracks
@@ -150,7 +184,7 @@ def _without_prior(crops: Crops, problem: Problem) -> Problem:
     return replace(problem, mean=replace(problem.mean, vertex=vertex), vertex_weight=weight)
 
 
-def _posterior_mean(fitter: Fitter, problem: Problem, true: State, random: torch.Generator) -> State:
+def _mean_about(fitter: Fitter, problem: Problem, true: State, random: torch.Generator) -> State:
     """Mean of samples by a Metropolis walk of a population per event.
 
     The population starts at the ends of fits from about the truth. A state moves either by its own end's covariance or,
@@ -237,11 +271,17 @@ def _evolved(state: State, one: State, other: State, common: Tensor, own: Tensor
     return State(step("vertex", common), step("light", common), ke, direction, step("latent", own))
 
 
+def disagreement(ke: Tensor, other_ke: Tensor, direction: Tensor, other_direction: Tensor) -> Tensor:
+    """What it costs to take one hadron for another, as in `matching`; shapes broadcast."""
+    cosine = (direction * other_direction).sum(-1).clamp(-1, 1)
+    return (ke - other_ke).abs() / ENERGY_UNIT + torch.acos(cosine) / ANGLE_UNIT
+
+
 def _relabelled(state: State, reference: State, on: Tensor) -> State:
     """States with their hadrons in the order that fits best to those of a reference."""
-    energy = (state.ke[:, None] - reference.ke[:, :, None]).abs() / ENERGY_UNIT
-    cosine = torch.einsum("fix,fjx->fij", reference.direction, state.direction).clamp(-1, 1)
-    cost = energy + torch.acos(cosine) / ANGLE_UNIT
+    cost = disagreement(
+        reference.ke[:, :, None], state.ke[:, None], reference.direction[:, :, None], state.direction[:, None]
+    )
     order = best_order(cost[:, None], on.sum(1))[:, 0]
 
     return replace(

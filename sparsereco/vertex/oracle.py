@@ -35,7 +35,7 @@ def oracle(
     """Limits of the events whose best vertex has the true one in its crop, and that have hadrons of known species.
 
     Args:
-        chain: with the detector's response, and with ``refine`` true.
+        chain: with the detector's response, with the settings of the reconstruction, and with ``refine`` true.
         hits, truth: the same events.
         done: told how many events more are done.
 
@@ -67,7 +67,8 @@ def oracle(
             torch.from_numpy(hadrons.count)[event].clamp(max=MAX_HADRONS),
             len(crops.place),
         )
-        found = limits(chain.refiner.fitter, crops, light, named, rows, done)
+        answer = plain(chain.decompose(crops))
+        found = limits(chain.refiner.fitter, crops, light, named, answer, rows, done)
     return Oracle(event[rows].numpy(), found)
 
 
@@ -110,8 +111,9 @@ def limit_rows(found: Oracle, reached: Comparison, pitch: float) -> list[LimitRo
     every = np.ones(len(found.event), bool)
     number = limit.on.sum(1).numpy()
     for method, errors, events in (
-        ("mean of the posterior", limit.sampled, every),
-        ("fit from the truth", limit.from_truth, every),
+        ("fit from the truth", limit.with_prior, every),
+        ("fit to light alone", limit.from_truth, every),
+        ("mean near the truth", limit.sampled, every),
         ("information, 1 hadron", limit.fisher, number == 1),
         ("information, 2 hadrons", limit.fisher, number == 2),
     ):
