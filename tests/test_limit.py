@@ -79,9 +79,12 @@ def test_the_truth_as_the_decomposer_knows_it() -> None:
     )
     got = limit.believed(true, found)
     assert got.ke.tolist() == [28.0, 22.0, 37.0, 10.0]
-    assert got.ke_err[:3].tolist() == [2.0, 1.0, 3.0] and got.ke_err[3] == true.ke_err[3] > 50
-    assert torch.allclose(got.dir_err[:3], torch.tensor([0.2, 0.1, 0.3])) and got.dir_err[3] == true.dir_err[3]
-    assert got.vertex.equal(found.vertex) and got.total.equal(found.total)
+    assert got.ke_err[:3].tolist() == [2.0, 1.0, 3.0]
+    assert got.ke_err[3] == true.ke_err[3] > 50
+    assert torch.allclose(got.dir_err[:3], torch.tensor([0.2, 0.1, 0.3]))
+    assert got.dir_err[3] == true.dir_err[3]
+    assert got.vertex.equal(found.vertex)
+    assert got.total.equal(found.total)
     assert got.species.equal(true.species)
     assert true.ke.tolist() == [30.0, 20.0, 40.0, 10.0], "the truth stays as it is"
 
