@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "host_device.h"
 
@@ -43,6 +45,15 @@ SPARSERECO_HD bool is_finite(scalar_t value) {
 template <typename scalar_t>
 SPARSERECO_HD bool is_finite_and_not_negative(scalar_t value) {
   return (value >= 0) & (value - value == 0);
+}
+
+// The bits of a number. Those of numbers that are not negative have the order of the numbers; those of NaN, infinity
+// and negative ones are above all of them.
+template <typename scalar_t>
+SPARSERECO_HD auto bits_of(scalar_t value) {
+  std::conditional_t<sizeof(scalar_t) == 4, uint32_t, uint64_t> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
 }
 
 }  // namespace sparsereco

@@ -23,6 +23,7 @@ COUNTS = [70, 0, 1, 200, 33]  # deposits of five images, of which
 INDEX = [0, 1, 0, 2, 3]  # the first and the third are compared with the same measured one; the last one is empty
 CASES = [
     pytest.param({"loss": "poisson"}, id="poisson"),
+    pytest.param({"loss": "poisson", "crosstalk": 0.05}, id="poisson, crosstalk"),
     pytest.param({"loss": "poisson", "threshold": 0.5, "crosstalk": 0.1}, id="poisson, at least one count"),
     pytest.param({"loss": "poisson", "threshold": 3.0, "crosstalk": 0.03}, id="poisson, threshold"),
     pytest.param({"loss": "poisson", "threshold": 12.0}, id="poisson, high threshold"),
@@ -290,6 +291,16 @@ class TestProperties:
         loss, _, *gradients = losses_and_gradients(ops.image_match, given | deposits | rest)
         assert loss.item() == pytest.approx(0.0, abs=1e-20)
         assert all(gradient.abs().max() < 1e-10 for gradient in gradients)
+
+    @pytest.mark.parametrize("options", [{"loss": "poisson"}, {"loss": "gaussian"}])
+    def test_a_signal_of_minus_zero_is_none(self, options: dict[str, Any]) -> None:
+        given = problem(options)
+        dark = given["measured"].signal == 0
+        assert dark.any()
+        expected = losses_and_gradients(ops.image_match, given)
+        given["measured"].signal[dark] = -0.0
+        for got, right in zip(losses_and_gradients(ops.image_match, given), expected, strict=True):
+            assert got.equal(right)
 
     def test_smooth_where_a_deposit_crosses_borders(self) -> None:
         given = problem({"loss": "poisson", "crosstalk": 0.03, "threshold": 2.0})

@@ -2,6 +2,7 @@
 // light up the voxels, once to collect the derivatives, and nothing between is written to memory.
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -29,22 +30,32 @@ SPARSERECO_HD void leak(const scalar_t* __restrict__ from, const scalar_t* __res
 // Where the rows of a measured image lie, and what the prediction is worth there.
 template <typename scalar_t>
 struct Rows {
+  int32_t count = 0;
   std::vector<int32_t> cell;
   std::vector<scalar_t> mean, slope;
 
-  void resize(size_t rows) {
-    if (rows <= cell.size()) return;
+  void resize(int32_t rows) {
+    count = rows;
+    if (static_cast<size_t>(rows) <= cell.size()) return;
     cell.resize(rows);
     mean.resize(rows);
     slope.resize(rows);
   }
 };
 
-// Sums over the voxels of an image, and the lowest fault of the measured one.
-struct Comparison {
+// Sums over voxels of an image.
+struct Sums {
   double value, slope;
+};
+
+// The same over all of them, and the lowest fault of the measured image.
+struct Comparison : Sums {
   int64_t fault;
 };
+
+// Whether the slope of all voxels without signal is the same, whatever the light: 2.
+template <Loss loss>
+constexpr bool kSameSlope = loss == Loss::kPoisson;
 
 // The lowest fault of rows [first, last); `empty` is 1 within the image, and so it is left.
 template <typename scalar_t>
@@ -63,13 +74,15 @@ SPARSERECO_HD int64_t fault_of(const Measured<scalar_t>& measured, int64_t first
 }
 
 // Finds the cells of rows [first, last); a row outside the image gets cell 0, which is on the border. Returns whether
-// all rows are sound.
+// all rows are sure to be sound.
 template <typename scalar_t>
 SPARSERECO_HD bool find_cells(const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
                               int32_t* __restrict__ cell) {
   const int32_t* __restrict__ coords = measured.coords + 3 * first;
   const int32_t rows = static_cast<int32_t>(last - first);
   const uint32_t size_x = crop.size[0], size_y = crop.size[1], size_z = crop.size[2];
+  const scalar_t* __restrict__ signal = measured.signal + first;
+  const auto above_all = bits_of(std::numeric_limits<scalar_t>::infinity());
   int32_t sound = 1;
 #pragma omp simd reduction(& : sound)
   for (int32_t m = 0; m < rows; ++m) {
@@ -77,10 +90,47 @@ SPARSERECO_HD bool find_cells(const Measured<scalar_t>& measured, int64_t first,
     const int32_t inside =
         (static_cast<uint32_t>(x) < size_x) & (static_cast<uint32_t>(y) < size_y) & (static_cast<uint32_t>(z) < size_z);
     cell[m] = inside ? crop.cell(x, y, z) : 0;
-    sound &= inside;
+    const auto variance = bits_of(measured.variance_of(first + m));
+    sound &= inside & (bits_of(signal[m]) < above_all) & (variance != 0) & (variance < above_all);
   }
-  for (int64_t m = first; m < last; ++m) sound &= measured.fault(m) == kNoFault;
   return sound != 0;
+}
+
+// Sums over the voxels without signal, `dark` of them, where `empty` is 1; fills their slopes, unless those are the
+// same for all and stand there already.
+template <Loss loss, typename scalar_t>
+SPARSERECO_HD Sums sum_empty(const scalar_t* __restrict__ light, scalar_t background,
+                             const scalar_t* __restrict__ empty, int32_t dark, const Crop& crop,
+                             const Likelihood& likelihood, scalar_t* __restrict__ slope) {
+  const int64_t border = crop.stride(0), end = crop.cells() - border;  // the slope of outer layers stays zero
+  constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
+  // Nothing cancels in these sums: of a few terms in each lane of a vector, they need no more digits than the terms.
+  using Sum = std::conditional_t<slow, double, scalar_t>;
+  if constexpr (kSameSlope<loss>) {
+    Sum sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = border; c < end; ++c) sum += empty[c] * light[c];
+    return {2 * (static_cast<double>(sum) + static_cast<double>(background) * dark), 2.0 * dark};
+  } else {
+    const auto add = [&](int64_t c, Sum& value, Sum& slope_sum) {
+      slope[c] = 0;
+      if (slow && empty[c] == 0) return;
+      const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
+      slope[c] = empty[c] * term.slope;
+      value += empty[c] * term.value;
+      slope_sum += slope[c];
+    };
+    // Two halves at once: a sum waits for the one before.
+    const int64_t half = (end - border) / 2;
+    Sum low = 0, high = 0, low_slope = 0, high_slope = 0;
+#pragma omp simd reduction(+ : low, high, low_slope, high_slope)
+    for (int64_t c = border; c < border + half; ++c) {
+      add(c, low, low_slope);
+      add(c + half, high, high_slope);
+    }
+    for (int64_t c = border + 2 * half; c < end; ++c) add(c, low, low_slope);
+    return {static_cast<double>(low) + high, static_cast<double>(low_slope) + high_slope};
+  }
 }
 
 // Compares predicted light with rows [first, last); fills the slope of every voxel. `empty` is 1 within the image, and
@@ -90,6 +140,8 @@ SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t ba
                                  const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
                                  const Likelihood& likelihood, Rows<scalar_t>& rows, scalar_t* __restrict__ empty,
                                  scalar_t* __restrict__ slope) {
+  if constexpr (kSameSlope<loss>)  // of the image before
+    for (int32_t m = 0; m < rows.count; ++m) slope[rows.cell[m]] = 2 * empty[rows.cell[m]];
   const int32_t count = static_cast<int32_t>(last - first);
   rows.resize(count);
   const int32_t* __restrict__ cell = rows.cell.data();
@@ -98,34 +150,16 @@ SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t ba
     sound &= empty[cell[m]] != 0;
     empty[cell[m]] = 0;
   }
-  constexpr bool slow = loss == Loss::kPoissonUnder || loss == Loss::kGaussianUnder;
-  // Nothing cancels in these sums: of a few terms in each lane of a vector, they need no more digits than the terms.
-  using Sum = std::conditional_t<slow, double, scalar_t>;
-  const auto add = [&](int64_t c, Sum& value, Sum& slope_sum) {
-    slope[c] = 0;
-    if (slow && empty[c] == 0) return;
-    const Term<scalar_t> term = empty_term<loss>(background + light[c], likelihood);
-    slope[c] = empty[c] * term.slope;
-    value += empty[c] * term.value;
-    slope_sum += slope[c];
-  };
-  // All but the outer layers, whose slope stays zero. Two halves at once: a sum waits for the one before.
-  const int64_t border = crop.stride(0), half = (crop.cells() - 2 * border) / 2;
-  Sum low = 0, high = 0, low_slope = 0, high_slope = 0;
-#pragma omp simd reduction(+ : low, high, low_slope, high_slope)
-  for (int64_t c = border; c < border + half; ++c) {
-    add(c, low, low_slope);
-    add(c + half, high, high_slope);
-  }
-  for (int64_t c = border + 2 * half; c < crop.cells() - border; ++c) add(c, low, low_slope);
+  const Sums dark = sum_empty<loss>(light, background, empty, crop.voxels() - count, crop, likelihood, slope);
   for (int32_t m = 0; m < count; ++m) empty[cell[m]] = cell[m] > 0;
-  if (!sound) return {0, 0, fault_of(measured, first, last, crop, empty)};
+  if (!sound)
+    if (const int64_t fault = fault_of(measured, first, last, crop, empty); fault != kNoFault) return {{0, 0}, fault};
 
   scalar_t* __restrict__ mean = rows.mean.data();
   scalar_t* __restrict__ pull = rows.slope.data();
   const scalar_t* __restrict__ signal = measured.signal + first;
   for (int32_t m = 0; m < count; ++m) mean[m] = background + light[cell[m]];
-  double value_sum = static_cast<double>(low) + high, slope_sum = static_cast<double>(low_slope) + high_slope;
+  double value_sum = dark.value, slope_sum = dark.slope;
 #pragma omp simd reduction(+ : value_sum, slope_sum)
   for (int32_t m = 0; m < count; ++m) {
     const Term<scalar_t> term = measured_term<loss>(mean[m], signal[m], measured.variance_of(first + m), likelihood);
@@ -134,7 +168,7 @@ SPARSERECO_HD Comparison compare(const scalar_t* __restrict__ light, scalar_t ba
     slope_sum += term.slope;
   }
   for (int32_t m = 0; m < count; ++m) slope[cell[m]] = pull[m];
-  return {value_sum, slope_sum, kNoFault};
+  return {{value_sum, slope_sum}, kNoFault};
 }
 
 template <Loss loss, typename scalar_t>
@@ -144,6 +178,8 @@ SPARSERECO_HD int64_t match_range(const Deposits<scalar_t>& deposits, const scal
                                   int64_t end) {
   Scratch<scalar_t> scratch(crop);
   Rows<scalar_t> rows;
+  if constexpr (kSameSlope<loss>)
+    for (int32_t c = 0; c < crop.cells(); ++c) scratch.slope[c] = 2 * scratch.inside[c];
   const SplatKernels<scalar_t> kernels = splat_kernels<scalar_t>();
   const scalar_t share = static_cast<scalar_t>(likelihood.crosstalk);
   int64_t fault = kNoFault;

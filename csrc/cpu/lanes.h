@@ -159,14 +159,5 @@ SPARSERECO_HD void interleave(const Vector& x, const Vector& y, const Vector& z,
   }
 }
 
-// The bits of a number. Those of numbers that are not negative have the order of the numbers; those of NaN, infinity
-// and negative ones are above all of them.
-template <typename scalar_t>
-SPARSERECO_HD auto bits_of(scalar_t value) {
-  std::conditional_t<sizeof(scalar_t) == 4, uint32_t, uint64_t> bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 }  // namespace
 }  // namespace sparsereco

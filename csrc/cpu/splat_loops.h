@@ -8,7 +8,7 @@
 namespace sparsereco {
 namespace {
 
-constexpr int kPart = 64;  // deposits whose derivatives are computed at once
+constexpr int kPart = 32;  // deposits whose derivatives are computed at once; of more, calls for rows would wait
 
 // Returns whether all charges are sound and all positions inside the image, so that none need be looked at again.
 //
