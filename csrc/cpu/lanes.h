@@ -62,6 +62,19 @@ struct Lanes {
   }
 };
 
+constexpr int kFirstCache = 3, kSecondCache = 2;
+constexpr int kAhead = 32;  // deposits whose rows come into the first cache ahead of use
+
+// Calls for numbers [first, first + n) of a row, which are read or written later: by itself, a CPU follows a stream
+// only to the end of a page, and brings what is written into the first cache only when it is written. They may lie
+// behind the end of the row.
+template <int write, int cache, typename scalar_t>
+SPARSERECO_HD void call_for(const scalar_t* row, int64_t first, int n) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(row) + first * sizeof(scalar_t), line = 64;
+  for (uintptr_t at = from; at < from + n * sizeof(scalar_t); at += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(at), write, cache);
+}
+
 // x, y, z of n deposits that stand one after the other. Not part of what calls it: inlined there, GCC 12 leaves the
 // loop that follows scalar.
 template <typename scalar_t>
@@ -77,6 +90,7 @@ __attribute__((noinline)) void separate(const scalar_t* __restrict__ from, int n
       const auto put = [&](scalar_t* to, const typename L::Vector& numbers) {
         *reinterpret_cast<typename L::Vector*>(to + j) = numbers;
       };
+      call_for<0, kFirstCache>(from, 3 * (j + kAhead), 3 * L::kWidth);
       const typename L::Vector a = row(0), b = row(1), c = row(2);
       const typename L::Vector first = L::template third<0>(a, b, c);   // x y z x of each four deposits
       const typename L::Vector second = L::template third<1>(a, b, c);  // y z x y

@@ -186,6 +186,8 @@ SPARSERECO_HD void pull_part(const Located<scalar_t>& at, const Polynomials<scal
     const Vector by_z = of_z + of_yz * y + (of_xz + of_xyz * y) * x;
     const Vector value = one + of_y * y + by_x * x;
 
+    call_for<1, kFirstCache>(grad_position, 3 * (j + kAhead), 3 * L::kWidth);
+    call_for<1, kFirstCache>(grad_charge, j + kAhead, L::kWidth);
     const int here = std::min(L::kWidth, n - j);
     const bool whole = here == L::kWidth;
     Vector q = {};
@@ -214,13 +216,6 @@ SPARSERECO_HD void find_runs(Located<scalar_t>& at, int n) {
   }
 }
 
-// Calls for rows that the next image needs: by itself, a CPU follows a stream only to the end of a page.
-template <int write, typename scalar_t>
-SPARSERECO_HD void prefetch(const scalar_t* from, int numbers) {
-  constexpr int kLine = 64 / sizeof(scalar_t), kSecondCache = 2;
-  for (int j = 0; j < numbers; j += kLine) __builtin_prefetch(from + j, write, kSecondCache);
-}
-
 // Derivatives with respect to deposits [first, last) from those with respect to the image.
 template <typename scalar_t>
 void pull(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const Crop& crop,
@@ -238,10 +233,10 @@ void pull(const Deposits<scalar_t>& deposits, int64_t first, int64_t last, const
       const int64_t row = start + from;
       const int64_t ahead = row + last - first;  // the next image is taken to be of the same size
       if (ahead + kPart <= deposits.count) {
-        prefetch<0>(deposits.position + 3 * ahead, 3 * kPart);
-        prefetch<0>(deposits.charge + ahead, kPart);
-        prefetch<1>(grad_position + 3 * ahead, 3 * kPart);
-        prefetch<1>(grad_charge + ahead, kPart);
+        call_for<0, kSecondCache>(deposits.position, 3 * ahead, 3 * kPart);
+        call_for<0, kSecondCache>(deposits.charge, ahead, kPart);
+        call_for<1, kSecondCache>(grad_position, 3 * ahead, 3 * kPart);
+        call_for<1, kSecondCache>(grad_charge, ahead, kPart);
       }
       pull_part(at, of, from, std::min(kPart, n - from), deposits.charge + row, grad_position + 3 * row,
                 grad_charge + row);
