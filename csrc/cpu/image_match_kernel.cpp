@@ -74,7 +74,7 @@ SPARSERECO_HD int64_t fault_of(const Measured<scalar_t>& measured, int64_t first
 }
 
 // Finds the cells of rows [first, last); a row outside the image gets cell 0, which is on the border. Returns whether
-// all rows are sure to be sound.
+// all rows are sure to be sound: of a signal of -0, which is, it is not.
 template <typename scalar_t>
 SPARSERECO_HD bool find_cells(const Measured<scalar_t>& measured, int64_t first, int64_t last, const Crop& crop,
                               int32_t* __restrict__ cell) {

@@ -145,10 +145,10 @@ def as_named(
 def believed(truth: Decomposition, found: Decomposition) -> Decomposition:
     """The true hadrons of each crop as the decomposer knows them: where it missed one, next to nothing is known."""
     ke, ke_err, direction, dir_err = (getattr(truth, name).clone() for name in ("ke", "ke_err", "direction", "dir_err"))
-    cost = disagreement(truth.ke[:, None], found.ke, truth.direction[:, None], found.direction)
     for crop in range(len(truth.vertex)):
         true, near = (truth.crop == crop).nonzero()[:, 0], (found.crop == crop).nonzero()[:, 0]
-        row, column = linear_sum_assignment(cost[true][:, near].numpy())
+        cost = disagreement(truth.ke[true, None], found.ke[near], truth.direction[true, None], found.direction[near])
+        row, column = linear_sum_assignment(cost.numpy())
         true, near = true[row], near[column]
         ke[true], ke_err[true] = found.ke[near], found.ke_err[near]
         direction[true], dir_err[true] = found.direction[near], found.dir_err[near]
